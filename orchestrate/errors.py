@@ -1,0 +1,53 @@
+"""Every error meant for a user; each prints as one message without a traceback.
+
+OrchestrateError
+├── ConfigError       a YAML file or an option is wrong (exit 2)
+├── DataError         a dataset is missing, empty or damaged (exit 2)
+├── RunDirError       a RunDir belongs to another config, is locked or cannot be written (exit 2)
+├── CheckpointError   a checkpoint cannot be used
+├── LaunchError       a launcher could not start, find or stop a job
+├── StoreError        the store is locked or of another schema
+└── DivergedError     the loss is not finite: a result of the trial, not a fault of the machine (exit 88)
+"""
+
+
+class OrchestrateError(Exception):
+    """Name the thing, the value and the fix."""
+
+    exit_code = 1
+
+
+class ConfigError(OrchestrateError):
+    """Say which key of which file is wrong, and what to write instead."""
+
+    exit_code = 2
+
+
+class DataError(OrchestrateError):
+    """Say which dataset, shard or sample is wrong."""
+
+    exit_code = 2
+
+
+class RunDirError(OrchestrateError):
+    """Say which RunDir cannot be used, and why."""
+
+    exit_code = 2
+
+
+class CheckpointError(OrchestrateError):
+    """Say which checkpoint cannot be used, and why."""
+
+
+class LaunchError(OrchestrateError):
+    """Say which job could not be started, found or stopped."""
+
+
+class StoreError(OrchestrateError):
+    """Say which store cannot be used, and why."""
+
+
+class DivergedError(OrchestrateError):
+    """Name the loss term and the step at which a value stopped being finite."""
+
+    exit_code = 88
