@@ -1,0 +1,192 @@
+"""YAML text -> values with the line of every key, and every error at once as `file:line: key: value: reason; fix`."""
+
+import difflib
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+import yaml
+from pydantic import ValidationError
+
+from orchestrate.config.section import Section
+from orchestrate.errors import ConfigError
+
+Key = tuple[str | int, ...]
+SectionT = TypeVar("SectionT", bound=Section)
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1 without its surprises: `1e-6` is a number, `on`, `off`, `yes` and `no` are words."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag not in ("tag:yaml.org,2002:bool",)]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|false|False)$"), list("tTfF"))
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(?:\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+0123456789.")
+)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong in a file; `key` locates it, `reason` says why and what to write."""
+
+    key: Key
+    value: Any
+    reason: str
+
+
+@dataclass(frozen=True)
+class Document:
+    """A parsed YAML file that remembers the line of every key.
+
+    Attributes:
+        path: as the user wrote it.
+        data: plain Python values.
+        lines: 1-based line of each key path; the path of a list item ends in its index.
+    """
+
+    path: Path
+    data: dict[str, Any]
+    lines: Mapping[Key, int] = field(default_factory=dict)
+    text: str = ""
+
+    def line(self, key: Key) -> int:
+        """Return the line of a key, or of the nearest parent that the file states."""
+        while key and key not in self.lines:
+            key = key[:-1]
+        return self.lines.get(key, 1)
+
+    def message(self, problem: Problem, *, line: int | None = None) -> str:
+        """Write a problem as `file:line: key: value: reason`."""
+        value = "" if problem.value is _ABSENT else f"{_short(problem.value)}: "
+        return f"{self.path}:{line or self.line(problem.key)}: {dotted(problem.key)}: {value}{problem.reason}"
+
+
+_ABSENT: Any = object()
+
+
+def dotted(key: Key) -> str:
+    """Write a key path as it is typed in a sweep's space."""
+    return ".".join(str(part) for part in key) or "(whole file)"
+
+
+def _short(value: Any) -> str:
+    text = repr(value) if isinstance(value, str) else str(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def read_document(path: Path) -> Document:
+    """Read a YAML file whose top level is a mapping.
+
+    Raises:
+        ConfigError: no such file, not YAML, a key given twice, or not a mapping.
+    """
+    try:
+        text = path.read_text()
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror or error}; give the path of a YAML file") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not a text file; give the path of a YAML file") from error
+    return parse_document(text, path)
+
+
+def parse_document(text: str, path: Path) -> Document:
+    """Parse YAML text; see `read_document`."""
+    loader = _Loader(text)
+    try:
+        node = loader.get_single_node()
+        lines: dict[Key, int] = {}
+        data = {} if node is None else _construct(loader, node, (), lines, path)
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        raise ConfigError(f"{path}:{line}: not YAML: {error.problem}") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}:1: not YAML: {error}") from error
+    finally:
+        loader.dispose()
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path}:1: the top level is a {type(data).__name__}; write `key: value` lines")
+    return Document(path, data, lines, text)
+
+
+def _construct(loader: _Loader, node: yaml.Node, key: Key, lines: dict[Key, int], path: Path) -> Any:
+    if isinstance(node, yaml.MappingNode):
+        result: dict[str, Any] = {}
+        for key_node, value_node in node.value:
+            name = str(loader.construct_object(key_node))
+            if name in result:
+                raise ConfigError(
+                    f"{path}:{key_node.start_mark.line + 1}: {dotted((*key, name))}: given twice; "
+                    f"the first is on line {lines[(*key, name)]}"
+                )
+            lines[(*key, name)] = key_node.start_mark.line + 1
+            result[name] = _construct(loader, value_node, (*key, name), lines, path)
+        return result
+    if isinstance(node, yaml.SequenceNode):
+        for index, item in enumerate(node.value):
+            lines[(*key, index)] = item.start_mark.line + 1
+        return [_construct(loader, item, (*key, index), lines, path) for index, item in enumerate(node.value)]
+    return loader.construct_object(node, deep=True)
+
+
+def suggestion(name: str, known: Iterable[str]) -> str:
+    """Say which known name was meant, or list them all."""
+    choices = list(known)
+    close = difflib.get_close_matches(name, choices, n=1, cutoff=0.6)
+    return f"did you mean `{close[0]}`?" if close else f"known: {', '.join(choices)}"
+
+
+def problems_of(error: ValidationError, section: type[Section], at: Key) -> list[Problem]:
+    """Translate a validation error of a section into problems located below `at`."""
+    return [_problem(entry, section, at) for entry in error.errors()]
+
+
+def _problem(entry: Any, section: type[Section], at: Key) -> Problem:
+    location = tuple(entry["loc"])
+    key = (*at, *location)
+    if entry["type"] == "extra_forbidden":
+        owner = _section_at(section, location[:-1])
+        return Problem(key, _ABSENT, f"unknown key; {suggestion(str(location[-1]), owner.model_fields)}")
+    if entry["type"] == "missing":
+        owner = _section_at(section, location[:-1])
+        return Problem(key, _ABSENT, f"missing; add `{location[-1]}: ...` to {dotted(at) if at else 'the file'}")
+    reason = entry["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+    if reason != entry["msg"] and entry["msg"].startswith("Input should be "):
+        reason = f"must be {reason}"
+    return Problem(key, entry["input"], reason)
+
+
+def _section_at(section: type[Section], location: tuple[Any, ...]) -> type[Section]:
+    for part in location:
+        field_info = section.model_fields.get(str(part))
+        annotation = field_info.annotation if field_info else None
+        if isinstance(annotation, type) and issubclass(annotation, Section):
+            section = annotation
+    return section
+
+
+def build_section(section: type[SectionT], document: Document) -> SectionT:
+    """Build a section from a whole file.
+
+    Raises:
+        ConfigError: every problem of the file, a line each.
+    """
+    try:
+        return section.model_validate(document.data)
+    except ValidationError as error:
+        raise_problems(document, problems_of(error, section, ()))
+
+
+def raise_problems(document: Document, problems: Iterable[Problem]) -> NoReturn:
+    """Raise one ConfigError that holds all the problems.
+
+    Raises:
+        ConfigError: always.
+    """
+    messages = dict.fromkeys(document.message(problem) for problem in problems)
+    raise ConfigError("\n".join(messages))

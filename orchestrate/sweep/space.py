@@ -1,0 +1,192 @@
+"""The space of a sweep, expanded into trials."""
+
+import copy
+import json
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+from orchestrate.config.load import Document, Key, Problem
+from orchestrate.config.run import RunConfig, parse_run
+from orchestrate.errors import ConfigError, DataError
+from orchestrate.sweep.config import SweepConfig
+
+# url -> (digest, number of samples, number of classes)
+DatasetIdentity = Callable[[str], tuple[str, int, int]]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One frozen RunConfig of a sweep.
+
+    Attributes:
+        id: the config's fingerprint; empty while the datasets are not pinned.
+        assignment: value of each axis, as the sweep file states it.
+        num_samples: size of the training set; 0 while the datasets are not pinned.
+    """
+
+    id: str
+    assignment: dict[str, Any]
+    config: RunConfig
+    num_samples: int = 0
+
+    @property
+    def total_steps(self) -> int:
+        """Optimizer steps of the whole budget."""
+        train = self.config.train
+        return train.budget.steps(num_samples=self.num_samples, global_batch=train.global_batch)
+
+
+@dataclass(frozen=True)
+class Point:
+    """One assignment of values to dotted keys, with the place in the file that gave each value."""
+
+    values: dict[str, Any]
+    places: dict[str, Key]
+
+
+def grid_points(space: Mapping[str, list[Any]]) -> list[Point]:
+    """Combine every value of every axis, the last axis fastest.
+
+    Raises:
+        ValueError: a value of a joined axis has not one entry for each key.
+    """
+    axes = [[_point(axis, index, value) for index, value in enumerate(values)] for axis, values in space.items()]
+    return [
+        Point(
+            {key: value for part in parts for key, value in part.values.items()},
+            {key: place for part in parts for key, place in part.places.items()},
+        )
+        for parts in product(*axes)
+    ]
+
+
+def _point(axis: str, index: int, value: Any) -> Point:
+    keys = [key.strip() for key in axis.split(",")]
+    values = [value] if len(keys) == 1 else value
+    if not isinstance(values, list) or len(values) != len(keys):
+        raise ValueError(f"space.{axis}: {value!r}: needs a list of {len(keys)} values, one for each key")
+    place: Key = ("space", axis, index)
+    return Point(dict(zip(keys, values, strict=True)), dict.fromkeys(keys, place))
+
+
+def expand(
+    sweep: SweepConfig, document: Document, points: Iterable[Point], *, identity: DatasetIdentity | None = None
+) -> tuple[Trial, ...]:
+    """Build the trial of each point.
+
+    Args:
+        sweep, document: what `load_sweep` returned.
+        points: what the strategy asks for.
+        identity: looks a dataset up by its URL; without it datasets are not looked at and trials have no id.
+
+    Raises:
+        ConfigError: every problem of every trial, a line each, and trials that are the same.
+    """
+    messages: dict[str, None] = {}
+    trials: list[Trial] = []
+    for point in points:
+        trial = _trial(sweep, document, point, identity, messages)
+        if trial is not None:
+            trials.append(trial)
+    for message in _repeated(document, trials):
+        messages[message] = None
+    if messages:
+        raise ConfigError("\n".join(messages))
+    return tuple(trials)
+
+
+def _trial(
+    sweep: SweepConfig, document: Document, point: Point, identity: DatasetIdentity | None, messages: dict[str, None]
+) -> Trial | None:
+    values = copy.deepcopy(sweep.base)
+    for key in sorted(point.values, key=lambda key: key.count(".")):
+        _assign(values, key.split("."), copy.deepcopy(point.values[key]))
+    config, problems = parse_run(values)
+    num_samples = 0
+    if config is not None and identity is not None:
+        config, num_samples, problems = pin(config, identity)
+    for problem in problems:
+        messages[_message(document, point, problem)] = None
+    if config is None or problems:
+        return None
+    return Trial(config.fingerprint() if identity else "", _named(point.values), config, num_samples)
+
+
+def _assign(values: dict[str, Any], path: list[str], value: Any) -> None:
+    for part in path[:-1]:
+        child = values.get(part)
+        values[part] = child if isinstance(child, dict) else {}
+        values = values[part]
+    values[path[-1]] = value
+
+
+def _named(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Show a whole section on an axis by its name."""
+    return {
+        key: value["name"] if isinstance(value, dict) and "name" in value else value for key, value in values.items()
+    }
+
+
+def _message(document: Document, point: Point, problem: Problem) -> str:
+    """Locate a problem at the axis value that set its key, else in the base."""
+    dotted = ".".join(str(part) for part in problem.key)
+    setters = [key for key in point.places if f"{dotted}.".startswith(f"{key}.") or key.startswith(f"{dotted}.")]
+    if setters:
+        line = document.line(point.places[max(setters, key=len)])
+        return document.message(problem, line=line)
+    return document.message(problem, line=document.line(("base", *problem.key)))
+
+
+def pin(config: RunConfig, identity: DatasetIdentity) -> tuple[RunConfig, int, list[Problem]]:
+    """Write the digests of the datasets into a config.
+
+    Returns:
+        The pinned config, the number of training samples, and what is wrong with the datasets.
+    """
+    problems: list[Problem] = []
+    digests: dict[str, str] = {}
+    num_samples = 0
+    for split in ("train", "val"):
+        url, stated = getattr(config.data, split), getattr(config.data, f"{split}_digest")
+        try:
+            digest, size, classes = identity(url)
+        except DataError as error:
+            problems.append(Problem(("data", split), url, str(error)))
+            continue
+        if stated and stated != digest:
+            reason = f"the dataset there has the digest {digest}; the data changed, or the URL is wrong"
+            problems.append(Problem(("data", f"{split}_digest"), stated, reason))
+        problems.extend(_class_problems(config, split, classes))
+        digests[f"{split}_digest"] = digest
+        num_samples = size if split == "train" else num_samples
+    return config.model_copy(update={"data": config.data.model_copy(update=digests)}), num_samples, problems
+
+
+def _class_problems(config: RunConfig, split: str, classes: int) -> list[Problem]:
+    wanted = config.method.params.get("num_classes")
+    if wanted is not None and wanted != classes:
+        return [Problem(("method", "num_classes"), wanted, f"data.{split} has {classes} classes; write that number")]
+    if config.probes and classes == 0:
+        reason = "has no labels, which the probes need; pack it with labels, or remove the probes"
+        return [Problem(("data", split), getattr(config.data, split), reason)]
+    return []
+
+
+def _repeated(document: Document, trials: list[Trial]) -> list[str]:
+    """Name the trials that would be the same training."""
+    seen: dict[str, Trial] = {}
+    messages = []
+    for trial in trials:
+        data = trial.config.data
+        key = trial.id or json.dumps([trial.config.identity(), data.train, data.val], sort_keys=True)
+        if key in seen:
+            problem = Problem(
+                ("space",),
+                f"{seen[key].assignment} and {trial.assignment}",
+                "are the same trial; remove one (keys of `system` do not tell trials apart)",
+            )
+            messages.append(document.message(problem))
+        seen[key] = trial
+    return messages
