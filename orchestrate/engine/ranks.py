@@ -1,0 +1,83 @@
+"""Who this process is among the ranks of a trial, and the few collectives the engine itself needs."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+COLLECTIVE_TIMEOUT_MINUTES = 30
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """Place of this process among `world_size` ranks, and the device it computes on."""
+
+    rank: int
+    world_size: int
+    local_rank: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this rank writes the RunDir's shared files."""
+        return self.rank == 0
+
+    def mean(self, values: list[Tensor]) -> list[float]:
+        """Average scalars over the ranks in one collective; float64, so that sums of flags stay exact."""
+        vector = torch.stack([value.detach().to(self.device, torch.float64) for value in values])
+        if self.world_size > 1:
+            dist.all_reduce(vector)
+        return [float(value) for value in (vector / self.world_size).tolist()]
+
+    def any(self, flag: bool) -> bool:
+        """Return whether any rank raised the flag."""
+        return self.mean([torch.tensor(float(flag))])[0] > 0
+
+    def gather_objects(self, value: Any) -> list[Any]:
+        """Return the value of every rank, in rank order, on every rank."""
+        values: list[Any] = [None] * self.world_size
+        if self.world_size == 1:
+            return [value]
+        dist.all_gather_object(values, value)
+        return values
+
+    def from_main(self, value: Any) -> Any:
+        """Return rank 0's value on every rank."""
+        box = [value]
+        if self.world_size > 1:
+            dist.broadcast_object_list(box, src=0)
+        return box[0]
+
+
+def join_ranks(environment: Mapping[str, str] = os.environ) -> Ranks:
+    """Join the process group that the launcher's environment describes.
+
+    RANK, WORLD_SIZE and LOCAL_RANK place the process (0, 1, 0 if absent); ORCHESTRATE_RENDEZVOUS is the URL where the
+    ranks meet (`env://` if absent); ORCHESTRATE_DEVICE is `cpu` (gloo) or `cuda` (nccl), found out if absent.
+    """
+    rank, world_size = int(environment.get("RANK", 0)), int(environment.get("WORLD_SIZE", 1))
+    local_rank = int(environment.get("LOCAL_RANK", 0))
+    kind = environment.get("ORCHESTRATE_DEVICE") or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device("cuda", local_rank) if kind == "cuda" else torch.device("cpu")
+    if kind == "cuda":
+        torch.cuda.set_device(device)
+    rendezvous = environment.get("ORCHESTRATE_RENDEZVOUS", "env://")
+    timeout = timedelta(minutes=COLLECTIVE_TIMEOUT_MINUTES)
+    backend = "nccl" if kind == "cuda" else "gloo"
+    if world_size == 1 and "MASTER_ADDR" not in environment and rendezvous == "env://":
+        store = dist.HashStore()  # type: ignore[attr-defined]
+        dist.init_process_group(backend, store=store, rank=0, world_size=1, timeout=timeout)
+    else:
+        dist.init_process_group(backend, init_method=rendezvous, rank=rank, world_size=world_size, timeout=timeout)
+    return Ranks(rank, world_size, local_rank, device)
+
+
+def leave_ranks() -> None:
+    """Leave the process group; without it a finished process can end in SIGABRT."""
+    if dist.is_initialized():
+        dist.destroy_process_group()

@@ -1,0 +1,131 @@
+"""The in-job contract: stop requests, the hang watch and the heartbeat, all off the main thread.
+
+A Python signal handler does not run while the main thread sits in a collective. `signal.set_wakeup_fd` does: the
+interpreter's C handler writes the signal's number into a socket at once, and a thread reads it.
+"""
+
+import contextlib
+import faulthandler
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+STOP_SIGNALS = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM)
+EXIT_CONTINUE, EXIT_HANG, EXIT_PREFLIGHT, EXIT_DIVERGED = 75, 86, 87, 88
+
+
+class StopWatch:
+    """Notice requests to stop, and end a process that does not follow one.
+
+    A request is a signal, the RunDir's stop file, or the deadline. `requested` is then true; the trainer agrees with
+    the other ranks, saves and leaves. If it has not called `obeyed` within `grace_seconds`, the stacks of all threads
+    go to stderr and the process ends with exit code 86.
+    """
+
+    def __init__(self, stop_file: Path, *, deadline: float = float("inf"), grace_seconds: float = 120.0) -> None:
+        self._stop_file, self._deadline, self._grace_seconds = stop_file, deadline, grace_seconds
+        self._reader, self._writer = socket.socketpair()
+        self._reader.settimeout(0.5)
+        self._writer.setblocking(False)
+        self._pid = os.getpid()
+        self._obeyed = threading.Event()
+        self.requested = False
+        self.reason = ""
+        self.nothing_to_save = (
+            False  # set while every result is already on disk: a request then ends the process at once
+        )
+
+    def start(self) -> None:
+        """Take over the stop signals; call it from the main thread, before any other thread starts."""
+        signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
+        for number in STOP_SIGNALS:
+            signal.signal(number, _do_nothing)
+        # A forked child shares the socket; its signals are not this process's.
+        os.register_at_fork(after_in_child=_forget_signals)
+        threading.Thread(target=self._watch, name="stop-watch", daemon=True).start()
+
+    def obeyed(self) -> None:
+        """Tell the watch that the request is being followed and the process will end by itself."""
+        self._obeyed.set()
+
+    def _watch(self) -> None:
+        while not self.requested:
+            self.reason = self._find_request()
+            self.requested = bool(self.reason)
+        if self.nothing_to_save:
+            os._exit(EXIT_CONTINUE)
+        if not self._obeyed.wait(self._grace_seconds):
+            waited = f"{self._grace_seconds:.0f} s"
+            print(f"asked to stop ({self.reason}), but no step ended for {waited}; all stacks:", file=sys.stderr)
+            sys.stderr.flush()
+            faulthandler.dump_traceback(all_threads=True)
+            os._exit(EXIT_HANG)
+
+    def _find_request(self) -> str:
+        with contextlib.suppress(TimeoutError):
+            for number in self._reader.recv(64):
+                if number in STOP_SIGNALS:
+                    return signal.Signals(number).name
+        if self._stop_file.exists():
+            return "stop file"
+        return "deadline" if time.time() >= self._deadline else ""
+
+
+def _do_nothing(number: int, frame: Any) -> None:
+    """Stand in for the default action, which would end the process."""
+
+
+def _forget_signals() -> None:
+    signal.set_wakeup_fd(-1)
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
+class Heartbeat:
+    """Write the newest facts to files every few seconds, also while a step is long.
+
+    Attributes:
+        every_seconds: time between two writes; readers call a heartbeat stale after several of them.
+    """
+
+    every_seconds = 5.0
+
+    def __init__(self, write: Callable[[dict[str, Any]], None]) -> None:
+        self._write = write
+        self._facts: dict[str, Any] = {}
+        self._lock = threading.Lock()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
+
+    def start(self) -> None:
+        """Begin writing."""
+        self._thread.start()
+
+    def update(self, **facts: Any) -> None:
+        """Change some facts; they are written with the next beat."""
+        with self._lock:
+            self._facts.update(facts)
+
+    def beat(self) -> None:
+        """Write now."""
+        with self._lock:
+            self._write({**self._facts, "time": time.time()})
+
+    def close(self) -> None:
+        """Write a last time and stop."""
+        self._stop.set()
+        if self._thread.is_alive():
+            self._thread.join()
+        self.beat()
+
+    def _run(self) -> None:
+        while not self._stop.wait(self.every_seconds):
+            # A full disk must not end the training; the next beat tries again.
+            with contextlib.suppress(OSError):
+                self.beat()

@@ -1,0 +1,102 @@
+"""Every probe on every encoder of a trial, as files in its RunDir."""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from orchestrate.config.run import PROBES, RunConfig
+from orchestrate.evaluation.features import extract
+from orchestrate.evaluation.probe import Features, Probe
+from orchestrate.runs import RunDir, read_json, write_json
+from ssl_methods import plugins
+
+Encode = Callable[[Tensor], Tensor]  # uint8 images (batch, size, size, 3) -> features (batch, dim)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where this process computes: its rank, how many there are, and on what."""
+
+    rank: int
+    world_size: int
+    device: torch.device
+
+
+def build_probes(config: RunConfig) -> list[Probe]:
+    """Build the probes of a config."""
+    return [plugins.load(PROBES, probe.name)(**probe.params) for probe in config.probes]
+
+
+def score_encoders(
+    config: RunConfig, run: RunDir, encoders: Mapping[str, Callable[[], Encode]], *, step: int, place: Place
+) -> None:
+    """Score encoders with the config's probes and write a file each; what an earlier attempt wrote is kept.
+
+    Args:
+        config, run: the trial.
+        encoders: name -> builder, called only if a result of that encoder is missing; every rank must give the same.
+        step: optimizer step the trained encoder stands at.
+        place: this process.
+    """
+    probes = build_probes(config)
+    for name, build in encoders.items():
+        if all(_is_written(run, name, probe, step) for probe in probes):
+            continue
+        encode = build()
+        began = time.perf_counter()
+        train, val = (
+            extract(
+                encode, url, size=config.views.size, rank=place.rank, world_size=place.world_size, device=place.device
+            )
+            for url in (config.data.train, config.data.val)
+        )
+        if train is None or val is None:
+            continue
+        seconds = time.perf_counter() - began
+        for probe in probes:
+            _score(run, name, probe, train, val, step=step, feature_seconds=seconds)
+
+
+def _result_file(run: RunDir, encoder: str, probe: Probe) -> Any:
+    return run.results / f"{encoder}.{probe.key}.json"
+
+
+def _is_written(run: RunDir, encoder: str, probe: Probe, step: int) -> bool:
+    result = read_json(_result_file(run, encoder, probe))
+    return result is not None and result["step"] == step
+
+
+def _score(
+    run: RunDir, encoder: str, probe: Probe, train: Features, val: Features, *, step: int, feature_seconds: float
+) -> None:
+    began = time.perf_counter()
+    metrics = probe.score(train, val)
+    result = {
+        "encoder": encoder,
+        "probe": type(probe).__name__.lower(),
+        "key": probe.key,
+        "metrics": metrics,
+        "num_train": len(train.labels),
+        "num_val": len(val.labels),
+        "feature_dim": train.values.shape[1],
+        "step": step,
+        "feature_seconds": round(feature_seconds, 3),
+        "seconds": round(time.perf_counter() - began, 3),
+    }
+    write_json(_result_file(run, encoder, probe), result)
+    print(f"{encoder}: {probe.key}: " + ", ".join(f"{name} {value:.4f}" for name, value in metrics.items()), flush=True)
+
+
+def collect_metrics(config: RunConfig, run: RunDir) -> dict[str, float]:
+    """Read the results of a trial as flat numbers: `knn_k20_cosine_t0.07.top1`, `random_init/knn....top1`."""
+    metrics: dict[str, float] = {}
+    for encoder, prefix in (("trained", ""), ("random_init", "random_init/"), ("raw_pixels", "raw_pixels/")):
+        for probe in build_probes(config):
+            result = read_json(_result_file(run, encoder, probe))
+            if result is not None:
+                metrics |= {f"{prefix}{probe.key}.{name}": value for name, value in result["metrics"].items()}
+    return metrics

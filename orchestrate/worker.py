@@ -1,0 +1,232 @@
+"""Entry of every rank of every launcher: `python -m orchestrate.worker RUN_DIR`.
+
+The same RunDir again means: go on from the last whole checkpoint. The environment says who this rank is (see
+`orchestrate.engine.ranks.join_ranks`), which attempt this is (ORCHESTRATE_ATTEMPT) and when its time is over
+(ORCHESTRATE_DEADLINE, Unix seconds).
+
+Exit codes: 0 done, 75 please continue (state saved), 86 hang, 87 preflight failed, 88 diverged, 2 bad input, 1 other.
+"""
+
+import fcntl
+import os
+import platform
+import socket
+import sys
+import time
+import traceback
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from orchestrate.config.run import RunConfig, load_run
+from orchestrate.engine.watch import EXIT_CONTINUE, Heartbeat, StopWatch
+from orchestrate.errors import DivergedError, OrchestrateError, RunDirError
+from orchestrate.runs import RunDir, write_json
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Work on a trial until it is done, stopped or broken; return the exit code."""
+    argv = sys.argv[1:] if arguments is None else arguments
+    if len(argv) != 1:
+        print("usage: python -m orchestrate.worker RUN_DIR", file=sys.stderr)
+        return 2
+    run = RunDir(Path(argv[0]))
+    stop = StopWatch(run.stop_file, deadline=float(os.environ.get("ORCHESTRATE_DEADLINE", "inf")))
+    stop.start()
+    try:
+        return _work(run, stop)
+    except OrchestrateError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except Exception:
+        traceback.print_exc()
+        return 1
+
+
+def _work(run: RunDir, stop: StopWatch) -> int:
+    """Join the other ranks and do the trial's work under the RunDir's lock."""
+    config = load_run(run.config_file)
+    _check_identity(config, run)
+    from orchestrate.engine.ranks import join_ranks, leave_ranks
+
+    main_rank = int(os.environ.get("RANK", 0)) == 0
+    lock: AbstractContextManager[None] = _locked(run) if main_rank else nullcontext()
+    with lock:
+        ranks = join_ranks()
+        record = AttemptRecord(run, attempt=int(os.environ.get("ORCHESTRATE_ATTEMPT", 1)), world_size=ranks.world_size)
+        heartbeat = Heartbeat(record.write if main_rank else _write_nothing)
+        heartbeat.update(state="starting")
+        heartbeat.beat()
+        heartbeat.start()
+        code = 1
+        try:
+            code = _train_and_score(config, run, ranks, stop, heartbeat)
+        except DivergedError:
+            code = DivergedError.exit_code
+            heartbeat.update(state="diverged")
+            raise
+        except BaseException:
+            heartbeat.update(state="failed")
+            raise
+        finally:
+            heartbeat.update(exit_code=code)
+            heartbeat.close()
+            leave_ranks()
+    return code
+
+
+def _train_and_score(config: RunConfig, run: RunDir, ranks: Any, stop: StopWatch, heartbeat: Heartbeat) -> int:
+    import torch
+
+    from orchestrate.data.index import load_manifest
+    from orchestrate.engine.base import build_engine
+    from orchestrate.engine.checkpoint import save_weights
+    from orchestrate.engine.methods import build_method, seed_rank
+    from orchestrate.engine.trainer import Lengths, Trainer
+    from ssl_methods.views import recipe as view_recipe
+
+    num_samples = load_manifest(config.data.train).num_samples
+    lengths = Lengths.of(config, num_samples)
+    recipe = view_recipe(config.views.name, config.views.size)
+    if ranks.device.type == "cpu":
+        torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    method = build_method(config).to(ranks.device)
+    seed_rank(config.train.seed, ranks.rank)
+    engine = build_engine(config, method, ranks)
+    say = print if ranks.is_main else _say_nothing
+    heartbeat.update(state="training", total_steps=lengths.total_steps)
+    trainer = Trainer(
+        config, run, ranks=ranks, engine=engine, recipe=recipe, lengths=lengths, stop=stop, heartbeat=heartbeat, say=say
+    )
+    if not trainer.train():
+        heartbeat.update(state="stopped")
+        say(f"stopped as asked ({stop.reason or 'another rank was asked'}); the state is saved")
+        return EXIT_CONTINUE
+    stop.nothing_to_save = True
+    heartbeat.update(state="evaluating")
+    _score(config, run, ranks, method, lengths.total_steps)
+    if ranks.is_main:
+        weights = save_weights(method, run.weights_file)
+        _write_done(config, run, ranks, lengths, weights)
+    ranks.from_main(None)  # nobody leaves before the proof of completion is written
+    heartbeat.update(state="done")
+    return 0
+
+
+def _score(config: RunConfig, run: RunDir, ranks: Any, method: Any, step: int) -> None:
+    from orchestrate.engine.methods import build_method
+    from orchestrate.evaluation.features import encode_with, raw_pixels
+    from orchestrate.evaluation.scores import Place, score_encoders
+    from ssl_methods.views import normalise
+    from ssl_methods.views import recipe as view_recipe
+
+    prepare = partial(normalise, recipe=view_recipe(config.views.name, config.views.size))
+    encoders = {
+        "trained": lambda: encode_with(method.encoder(), prepare, ranks.device),
+        "random_init": lambda: encode_with(build_method(config).encoder(), prepare, ranks.device),
+        "raw_pixels": lambda: raw_pixels,
+    }
+    score_encoders(config, run, encoders, step=step, place=Place(ranks.rank, ranks.world_size, ranks.device))
+
+
+def _write_done(config: RunConfig, run: RunDir, ranks: Any, lengths: Any, weights_sha256: str) -> None:
+    from orchestrate.engine.metrics import total_step_seconds
+    from orchestrate.evaluation.scores import collect_metrics
+
+    images = lengths.total_steps * config.train.global_batch
+    train_seconds = total_step_seconds(run.metrics_file)
+    done = {
+        "fingerprint": config.fingerprint(),
+        "step": lengths.total_steps,
+        "images": images,
+        "epochs": images / lengths.num_samples,
+        "num_train_samples": lengths.num_samples,
+        "world_size": ranks.world_size,
+        "device": ranks.device.type,
+        "train_seconds": round(train_seconds, 3),
+        "rank_seconds": round(train_seconds * ranks.world_size, 3),
+        "metrics": collect_metrics(config, run),
+        "weights": str(run.weights_file.relative_to(run.path)),
+        "weights_sha256": weights_sha256,
+        "versions": _versions(),
+        "finished": time.time(),
+    }
+    write_json(run.done_file, done)
+
+
+def _versions() -> dict[str, str]:
+    from importlib.metadata import version
+
+    packages = ("orchestrate-ssl", "torch", "torchvision", "timm", "deepspeed", "numpy")
+    return {"python": platform.python_version(), **{name: version(name) for name in packages}}
+
+
+def _check_identity(config: RunConfig, run: RunDir) -> None:
+    expected = run.path.name
+    if len(expected) == 16 and config.fingerprint() != expected:
+        raise RunDirError(f"{run.config_file}: holds the trial {config.fingerprint()}, the folder is of {expected}")
+
+
+@contextmanager
+def _locked(run: RunDir) -> Iterator[None]:
+    """Hold the RunDir's lock; the kernel gives it back however the process ends."""
+    with run.lock_file.open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            file.seek(0)
+            raise RunDirError(f"{run.path}: another process works on it: {file.read().strip()}") from error
+        file.truncate(0)
+        file.write(f"{socket.gethostname()} pid {os.getpid()}\n")
+        file.flush()
+        yield
+
+
+class AttemptRecord:
+    """status.json and attempts/<n>.json of one attempt, written by its rank 0."""
+
+    def __init__(self, run: RunDir, *, attempt: int, world_size: int) -> None:
+        self._run, self._attempt, self._world_size = run, attempt, world_size
+        self._started = time.time()
+
+    def write(self, facts: Mapping[str, Any]) -> None:
+        """Write both files from the newest facts of the heartbeat."""
+        here = {
+            "attempt": self._attempt,
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "world_size": self._world_size,
+        }
+        defaults = {"step": 0, "total_steps": 0, "images": 0, "loss": None}
+        status = {key: value for key, value in facts.items() if key not in ("exit_code", "first_step")}
+        write_json(self._run.status_file, {**defaults, **status, **here})
+        attempt = {
+            **here,
+            "started": self._started,
+            "last_seen": facts["time"],
+            "first_step": facts.get("first_step", 0),
+            "last_step": facts.get("step", 0),
+            "exit_code": facts.get("exit_code"),
+        }
+        write_json(self._run.attempt_file(self._attempt), attempt)
+
+
+def _write_nothing(facts: Mapping[str, Any]) -> None:
+    """Stand in for the record on ranks that keep none."""
+
+
+def _say_nothing(text: str) -> None:
+    """Stand in for printing on ranks that are not heard."""
+
+
+def _leave(code: int) -> None:
+    """End the process at once: threads of libraries must not turn a finished job into a crash."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+if __name__ == "__main__":
+    _leave(main())
