@@ -15,6 +15,7 @@ from orchestrate.errors import ConfigError
 
 Key = tuple[str | int, ...]
 SectionT = TypeVar("SectionT", bound=Section)
+ABSENT: Any = object()  # value of a problem that is about a key alone
 
 
 class _Loader(yaml.SafeLoader):
@@ -63,11 +64,8 @@ class Document:
 
     def message(self, problem: Problem, *, line: int | None = None) -> str:
         """Write a problem as `file:line: key: value: reason`."""
-        value = "" if problem.value is _ABSENT else f"{_short(problem.value)}: "
+        value = "" if problem.value is ABSENT else f"{_short(problem.value)}: "
         return f"{self.path}:{line or self.line(problem.key)}: {dotted(problem.key)}: {value}{problem.reason}"
-
-
-_ABSENT: Any = object()
 
 
 def dotted(key: Key) -> str:
@@ -151,10 +149,10 @@ def _problem(entry: Any, section: type[Section], at: Key) -> Problem:
     key = (*at, *location)
     if entry["type"] == "extra_forbidden":
         owner = _section_at(section, location[:-1])
-        return Problem(key, _ABSENT, f"unknown key; {suggestion(str(location[-1]), owner.model_fields)}")
+        return Problem(key, ABSENT, f"unknown key; {suggestion(str(location[-1]), owner.model_fields)}")
     if entry["type"] == "missing":
         owner = _section_at(section, location[:-1])
-        return Problem(key, _ABSENT, f"missing; add `{location[-1]}: ...` to {dotted(at) if at else 'the file'}")
+        return Problem(key, ABSENT, f"missing; add `{location[-1]}: ...` to {dotted(at) if at else 'the file'}")
     reason = entry["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
     if reason != entry["msg"] and entry["msg"].startswith("Input should be "):
         reason = f"must be {reason}"

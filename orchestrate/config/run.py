@@ -11,7 +11,16 @@ import yaml
 from pydantic import AfterValidator, Field, ValidationError
 
 from orchestrate.config.budget import Budget, BudgetField
-from orchestrate.config.load import Document, Key, Problem, problems_of, raise_problems, read_document, suggestion
+from orchestrate.config.load import (
+    ABSENT,
+    Document,
+    Key,
+    Problem,
+    problems_of,
+    raise_problems,
+    read_document,
+    suggestion,
+)
 from orchestrate.config.section import Plugin, PluginField, Section, plugin_section, resolve_plugin
 from orchestrate.errors import ConfigError
 from ssl_methods import plugins
@@ -211,7 +220,7 @@ def _parse_section(
     section: type[Section], values: Mapping[str, Any], name: str, problems: list[Problem], *, required: bool
 ) -> Section | None:
     if required and name not in values:
-        problems.append(Problem((name,), None, f"missing section; it needs {_needs(section)}"))
+        problems.append(Problem((name,), ABSENT, f"missing section; it needs {_needs(section)}"))
         return None
     return _validated(section, values.get(name, {}), (name,), problems)
 
@@ -232,7 +241,7 @@ def _parse_plugin(package: str, values: Any, at: Key, problems: list[Problem]) -
     known = plugins.names(package)
     name = values.get("name") if isinstance(values, Mapping) else None
     if not isinstance(name, str):
-        problems.append(Problem((*at, "name"), name, f"missing; one of {', '.join(known)}"))
+        problems.append(Problem((*at, "name"), ABSENT, f"missing; one of {', '.join(known)}"))
     elif name not in known:
         problems.append(Problem((*at, "name"), name, f"no such plug-in; {suggestion(name, known)}"))
     else:

@@ -75,6 +75,7 @@ def _import_deepspeed(ranks: Ranks) -> Any:
     if ranks.device.type == "cpu":
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "warning")
+    os.environ["LOCAL_RANK"] = str(ranks.local_rank)  # DeepSpeed asserts that it is there
     import deepspeed
     import deepspeed.ops
 

@@ -33,7 +33,6 @@ class StopWatch:
         self._reader, self._writer = socket.socketpair()
         self._reader.settimeout(0.5)
         self._writer.setblocking(False)
-        self._pid = os.getpid()
         self._obeyed = threading.Event()
         self.requested = False
         self.reason = ""
@@ -46,8 +45,8 @@ class StopWatch:
         signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
         for number in STOP_SIGNALS:
             signal.signal(number, _do_nothing)
-        # A forked child shares the socket; its signals are not this process's.
-        os.register_at_fork(after_in_child=_forget_signals)
+        # A forked child shares the socket, but its signals are not this process's. They wait until it has let go.
+        os.register_at_fork(before=_hold_signals, after_in_parent=_release_signals, after_in_child=_forget_signals)
         threading.Thread(target=self._watch, name="stop-watch", daemon=True).start()
 
     def obeyed(self) -> None:
@@ -81,10 +80,20 @@ def _do_nothing(number: int, frame: Any) -> None:
     """Stand in for the default action, which would end the process."""
 
 
+def _hold_signals() -> None:
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+
+
+def _release_signals() -> None:
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+
+
 def _forget_signals() -> None:
+    # Only the main thread may touch handlers; a child of another thread has just that one, so it is the main thread.
     signal.set_wakeup_fd(-1)
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
+    _release_signals()
 
 
 class Heartbeat:

@@ -1,0 +1,132 @@
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from orchestrate.config.load import parse_document
+from orchestrate.config.run import RunConfig, load_run, parse_run, run_of
+from orchestrate.errors import ConfigError
+
+VALUES: dict[str, Any] = {
+    "data": {"train": "data/train", "val": "data/val", "train_digest": "t" * 64, "val_digest": "v" * 64},
+    "method": {"name": "barlow_twins", "embed_dim": 64},
+    "backbone": {"name": "tiny_resnet"},
+    "views": {"name": "small_grey", "size": 28},
+    "optim": {"name": "lars", "lr": 0.2, "bias_lr": 0.0048},
+    "train": {"global_batch": 128, "budget": "2ep", "warmup": "10%"},
+    "probes": [{"name": "knn"}],
+}
+
+
+def changed(path: str, value: Any) -> dict[str, Any]:
+    values = copy.deepcopy(VALUES)
+    *parents, last = path.split(".")
+    at = values
+    for part in parents:
+        at = at.setdefault(part, {})
+    at[last] = value
+    return values
+
+
+def resolved(values: dict[str, Any]) -> RunConfig:
+    config, problems = parse_run(values)
+    assert config is not None, problems
+    return config
+
+
+def message_of(values: dict[str, Any]) -> str:
+    with pytest.raises(ConfigError) as caught:
+        run_of(parse_document(yaml.safe_dump(values, sort_keys=False), Path("run.yaml")))
+    return str(caught.value)
+
+
+def test_resolved_config_states_every_default() -> None:
+    config = resolved(VALUES)
+    assert config.method.params["off_diagonal"] == 0.0051
+    assert config.probes[0].params == {"k": 20, "temperature": 0.07}
+    assert config.system.engine == "deepspeed"
+
+
+def test_resolved_config_reads_back_equal(tmp_path: Path) -> None:
+    config = resolved(VALUES)
+    (tmp_path / "run.yaml").write_text(config.to_yaml())
+    assert load_run(tmp_path / "run.yaml") == config
+
+
+def test_views_default_to_the_methods_own() -> None:
+    assert resolved(changed("views", {"size": 28})).views.name == "barlow_twins"
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("train.seed", 1),
+        ("train.budget", "3ep"),
+        ("method.embed_dim", 128),
+        ("method.off_diagonal", 0.01),
+        ("optim.lr", 0.3),
+        ("data.train_digest", "u" * 64),
+        ("probes", [{"name": "knn", "k": 5}]),
+        ("views.size", 32),
+    ],
+)
+def test_fingerprint_covers_what_changes_the_numbers(path: str, value: Any) -> None:
+    assert resolved(changed(path, value)).fingerprint() != resolved(VALUES).fingerprint()
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("system", {"workers": 4, "checkpoint_every": "5step"}),
+        ("data.train", "s3://elsewhere/train"),
+        ("method.off_diagonal", 0.0051),
+        ("train.budget", "2.0ep"),
+    ],
+)
+def test_fingerprint_ignores_what_does_not(path: str, value: Any) -> None:
+    assert resolved(changed(path, value)).fingerprint() == resolved(VALUES).fingerprint()
+
+
+def test_fingerprint_is_stable_over_versions_of_this_code() -> None:
+    # A change here means that every RunDir ever made is orphaned: raise FORMAT and say so in the changelog.
+    assert resolved(VALUES).fingerprint() == "fc3a31c565cf412b"
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("method.embed_dims", 64, "run.yaml:9: method.embed_dims: unknown key; did you mean `embed_dim`?"),
+        ("methd", {}, "methd: {}: unknown section; did you mean `method`?"),
+        ("method.name", "barlow", "run.yaml:7: method.name: 'barlow': no such plug-in; did you mean `barlow_twins`?"),
+        ("method.embed_dim", 0, "run.yaml:8: method.embed_dim: 0: must be greater than 0"),
+        ("method.embed_dim", "64", "method.embed_dim: '64': must be a valid integer"),
+        ("backbone.name", "resnet5", "backbone.name: 'resnet5': no such backbone; did you mean"),
+        ("views.name", "small_gray", "views.name: 'small_gray': no such recipe; did you mean `small_grey`?"),
+        ("optim.name", "larz", "optim.name: 'larz': no such optimizer; did you mean `lars`?"),
+        ("optim.betas", 1, "optim.betas: unknown key; known: lr, weight_decay, lr_scaling, name, bias_lr"),
+        ("train.budget", "20", "train.budget: '20': not an amount with a unit; write 20ep"),
+        ("train.budget", "8gpuh", "train.budget: '8gpuh': a schedule needs a length in ep, img or step"),
+        ("train.warmup", "2ep", "train.warmup: '2ep': as long as the budget of 2ep"),
+        ("train.warmup", "100%", "train.warmup: '100%': as long as the budget of 2ep"),
+        ("system", {"zero_stage": 1}, "system.zero_stage: 1: LARS needs whole layers"),
+        ("probes", [{"name": "knm"}], "probes.0.name: 'knm': no such plug-in; did you mean `knn`?"),
+        ("probes", [{"name": "knn"}, {"name": "knn"}], "the same probe is listed before"),
+    ],
+)
+def test_bad_value_is_named_with_line_key_value_and_fix(path: str, value: Any, message: str) -> None:
+    assert message in message_of(changed(path, value))
+
+
+def test_missing_parts_are_named() -> None:
+    values = copy.deepcopy(VALUES)
+    del values["backbone"], values["train"]["global_batch"]
+    text = message_of(values)
+    assert "backbone: missing section; it needs `name`" in text
+    assert "train.global_batch: missing; add `global_batch: ...` to train" in text
+
+
+def test_all_problems_are_told_at_once() -> None:
+    values = changed("method.embed_dims", 64) | {"optim": {"name": "lars", "lr": -1}, "train": {"budget": 3}}
+    assert len(message_of(values).splitlines()) == 5
