@@ -1,0 +1,120 @@
+import json
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import fsspec
+import pytest
+
+from orchestrate.data.index import check_shards, dataset_identity, load_manifest, write_manifest
+from orchestrate.errors import DataError
+
+
+@pytest.fixture
+def dataset(tiny_dataset: str, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(tiny_dataset, tmp_path / "copy"))
+
+
+def test_identity_counts_contents_and_not_names(dataset: Path, tiny_dataset: str) -> None:
+    assert dataset_identity(str(dataset)) == dataset_identity(tiny_dataset)
+    digest, num_samples, num_classes = dataset_identity(dataset.as_uri())
+    assert (len(digest), num_samples, num_classes) == (64, 97, 4)
+    manifest = load_manifest(str(dataset))
+    first = manifest.shards[0]
+    renamed = replace(manifest, shards=(replace(first, name="other.tar"), *manifest.shards[1:]), split="val", info={})
+    assert renamed.digest == digest
+    other_bytes = (replace(first, sha256="0" * 64), *manifest.shards[1:])
+    assert replace(manifest, shards=other_bytes).digest != digest
+    assert replace(manifest, shards=manifest.shards[::-1]).digest != digest
+    assert replace(manifest, classes=("a", "b", "c", "d")).digest != digest
+
+
+def test_manifest_survives_being_written(dataset: Path) -> None:
+    manifest = load_manifest(str(dataset))
+    write_manifest(dataset, manifest)
+    assert load_manifest(str(dataset)) == manifest
+    assert not list(dataset.glob("*.part"))
+
+
+def test_missing_manifest_says_how_to_make_it(tmp_path: Path) -> None:
+    for url in (str(tmp_path), str(tmp_path / "nowhere")):
+        with pytest.raises(
+            DataError, match=rf"{url}: no manifest.json; make it with `orchestrate data pack SOURCE {url}`"
+        ):
+            load_manifest(url)
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda fields: fields | {"format": 2}, "format 2, this version reads 1"),
+        (lambda fields: fields | {"classes": ["a"]}, "digest does not match"),
+        (lambda fields: fields | {"shards": [{"name": "x"}]}, r"damaged \(KeyError"),
+        (lambda fields: ["no", "object"], r"damaged \(TypeError"),
+    ],
+)
+def test_damaged_manifest_is_refused(dataset: Path, edit, message: str) -> None:
+    file = dataset / "manifest.json"
+    file.write_text(json.dumps(edit(json.loads(file.read_text()))))
+    with pytest.raises(DataError, match=rf"manifest.json: .*{message}"):
+        load_manifest(str(dataset))
+
+
+def test_cut_manifest_is_refused_at_every_length(dataset: Path) -> None:
+    file = dataset / "manifest.json"
+    text = file.read_bytes()
+    for length in range(0, len(text), 97):
+        file.write_bytes(text[:length])
+        with pytest.raises(DataError, match="damaged"):
+            load_manifest(str(dataset))
+
+
+def test_manifest_without_samples_is_refused(dataset: Path) -> None:
+    write_manifest(dataset, replace(load_manifest(str(dataset)), shards=()))
+    with pytest.raises(DataError, match="holds no samples"):
+        load_manifest(str(dataset))
+
+
+def test_missing_and_cut_files_are_named(dataset: Path) -> None:
+    manifest = load_manifest(str(dataset))
+    check_shards(str(dataset), manifest)
+    (dataset / "train-000001.tar").unlink()
+    (dataset / "train-000002.tar.idx").write_bytes(b"x" * 79)
+    with (dataset / "train-000003.tar").open("ab") as shard:
+        shard.write(b"x")
+    with pytest.raises(DataError) as error:
+        check_shards(str(dataset), manifest)
+    assert "3 files are not what manifest.json says" in str(error.value)
+    assert "train-000001.tar: missing" in str(error.value)
+    assert "train-000002.tar.idx: 79 bytes, should be 80" in str(error.value)
+    assert "train-000003.tar: " in str(error.value)
+
+
+def test_only_ten_files_are_listed(dataset: Path) -> None:
+    manifest = load_manifest(str(dataset))
+    for file in dataset.glob("*.tar*"):
+        file.unlink()
+    with pytest.raises(DataError, match=r"20 files[^$]*and 10 more"):
+        check_shards(str(dataset), manifest)
+
+
+def test_a_dataset_in_another_store_is_found(dataset: Path) -> None:
+    store = fsspec.filesystem("memory")
+    store.put(str(dataset), "/bucket/train", recursive=True)
+    manifest = load_manifest("memory://bucket/train")
+    check_shards("memory://bucket/train", manifest)
+    assert manifest == load_manifest(str(dataset))
+    store.rm("/bucket/train/train-000004.tar")
+    with pytest.raises(DataError, match=r"train-000004\.tar: missing"):
+        check_shards("memory://bucket/train", manifest)
+    with pytest.raises(DataError, match="no manifest"):
+        load_manifest("memory://bucket/val")
+    with pytest.raises(DataError, match="cannot open this kind of URL"):
+        load_manifest("nosuchstore://bucket/train")
+
+
+def test_index_starts_without_numpy_and_torch() -> None:
+    code = "import orchestrate.data.index, sys; print({'torch', 'numpy', 'fsspec'} & set(sys.modules))"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "set()"
