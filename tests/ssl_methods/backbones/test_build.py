@@ -1,0 +1,101 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from ssl_methods.backbones.build import Headless, build, exists, names, suggest
+
+FAMILIES = [
+    "alexnet",
+    "convnext_tiny",
+    "densenet121",
+    "efficientnet_b0",
+    "googlenet",
+    "inception_v3",
+    "maxvit_t",
+    "mnasnet0_5",
+    "mobilenet_v2",
+    "mobilenet_v3_small",
+    "resnet18",
+    "resnet50",
+    "shufflenet_v2_x0_5",
+    "squeezenet1_1",
+    "swin_t",
+    "vgg11_bn",
+    "vit_b_32",
+]
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_torchvision_network_gives_what_its_classifier_would_see(name: str) -> None:
+    with torch.device("meta"):  # shapes without arithmetic
+        backbone = build(name)
+        features = backbone(torch.empty(2, 3, 299, 299) if name == "inception_v3" else torch.empty(2, 3, 224, 224))
+    assert features.shape == (2, backbone.embed_dim)
+    assert all(module.p == 0 for module in backbone.modules() if isinstance(module, nn.Dropout))
+
+
+def test_resnet_features_feed_the_original_classifier() -> None:
+    from torchvision.models import resnet18
+
+    whole = resnet18().eval()
+    backbone = build("resnet18").eval()
+    assert isinstance(backbone, Headless)
+    backbone.network.load_state_dict(whole.state_dict(), strict=False)
+    images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(whole.fc(backbone(images)), whole(images))
+
+
+def test_resnet_blocks_start_as_the_identity() -> None:
+    gammas = [value for name, value in build("resnet18").named_parameters() if name.endswith("bn2.weight")]
+    assert len(gammas) == 8
+    assert all(bool((gamma == 0).all()) for gamma in gammas)
+
+
+def test_small_stem_keeps_the_resolution() -> None:
+    with torch.device("meta"):
+        backbone = build("resnet18", stem="small")
+        assert isinstance(backbone, Headless)
+        reached = []
+        backbone.network.get_submodule("layer1").register_forward_hook(lambda *args: reached.append(args[2].shape))
+        features = backbone(torch.empty(2, 3, 32, 32))
+    assert features.shape == (2, 512)
+    assert reached == [(2, 64, 32, 32)]
+
+
+@pytest.mark.parametrize("name", ["vgg11", "tiny_resnet"])
+def test_small_stem_is_for_torchvision_resnets(name: str) -> None:
+    with pytest.raises(ValueError, match=f"backbone '{name}': stem 'small' is for torchvision ResNets; leave stem out"):
+        build(name, stem="small")
+
+
+def test_timm_network_has_no_classifier() -> None:
+    backbone = build("test_resnet")
+    features = backbone(torch.zeros(2, 3, 32, 32))
+    assert features.shape == (2, backbone.embed_dim)
+
+
+def test_every_own_name_builds() -> None:
+    assert "tiny_resnet" in names()
+    for name in names():
+        backbone = build(name)
+        assert backbone(torch.zeros(2, 3, 28, 28)).shape == (2, backbone.embed_dim)
+
+
+def test_names_of_all_three_sources_exist() -> None:
+    assert [exists(name) for name in ("tiny_resnet", "resnet50", "test_resnet", "resnet5", "build")] == [
+        True,
+        True,
+        True,
+        False,
+        False,
+    ]
+
+
+def test_unknown_name_is_answered_with_close_ones() -> None:
+    assert "resnet50" in suggest("resnet_50")
+    with pytest.raises(ValueError, match=r"backbone 'tiny_resnets': .* did you mean tiny_resnet"):
+        build("tiny_resnets")
+    with pytest.raises(ValueError, match=r"backbone '\?\?': .* did you mean tiny_resnet, resnet18, resnet50\?"):
+        build("??")
