@@ -17,10 +17,7 @@ stop.start()
 print("ready", flush=True)
 """
 # A lock that is never released: the main thread sits in C, as in a collective.
-BLOCKED = (
-    PROLOG
-    + "threading.Lock().acquire(); threading.Thread(target=stop.obeyed)\nlock = threading.Lock(); lock.acquire(); lock.acquire()"
-)
+BLOCKED = PROLOG + "lock = threading.Lock(); lock.acquire(); lock.acquire()"
 OBEYING = PROLOG + "while not stop.requested: time.sleep(0.01)\nstop.obeyed(); print(stop.reason); sys.exit(75)"
 FORKING = (
     PROLOG

@@ -48,7 +48,8 @@ class Linear(Probe):
         return {"top1": float(top1), "train_top1": float(train_top1)}
 
     def _fit(self, inputs: torch.Tensor, labels: torch.Tensor, num_classes: int) -> nn.Linear:
-        head = nn.Linear(inputs.shape[1], num_classes)
+        # skip_init draws no random numbers, which belong to the training.
+        head: nn.Linear = nn.utils.skip_init(nn.Linear, inputs.shape[1], num_classes)  # type: ignore[no-untyped-call]
         nn.init.zeros_(head.weight)
         nn.init.zeros_(head.bias)
         optimizer = torch.optim.SGD(head.parameters(), lr=self._lr, momentum=_MOMENTUM, weight_decay=self._weight_decay)
