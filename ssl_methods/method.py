@@ -44,6 +44,8 @@ class Method(nn.Module, ABC):
 
     default_views: ClassVar[str]
     """Name of the view recipe that the method was published with."""
+    num_views: ClassVar[int] = 2
+    """How many views of an image a step takes; 0 takes any number."""
     uses_labels: ClassVar[bool] = False
     rank_bound: ClassVar[tuple[str, ...]] = ()
     """What ties the numbers to the rank count, in words; empty if nothing does."""

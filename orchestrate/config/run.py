@@ -281,17 +281,13 @@ def _resolve_views(views: ViewsConfig, method: Plugin) -> ViewsConfig:
 def _cross_checks(config: RunConfig) -> list[Problem]:
     """Find what only shows when sections meet."""
     from ssl_methods.backbones import build
-    from ssl_methods.views import recipe_names
 
-    problems = []
+    problems = list(_view_problems(config))
     if not build.exists(config.backbone.name):
         near = build.suggest(config.backbone.name)
         ours = f"take {', '.join(build.names())}, or a name of torchvision or timm"
         hint = f"did you mean {', '.join(near)}?" if near else ours
         problems.append(Problem(("backbone", "name"), config.backbone.name, f"no such backbone; {hint}"))
-    if config.views.name not in recipe_names():
-        reason = f"no such recipe; {suggestion(config.views.name, ('auto', *recipe_names()))}"
-        problems.append(Problem(("views", "name"), config.views.name, reason))
     if isinstance(config.optim, LarsConfig) and config.system.zero_stage >= 1:
         reason = "LARS needs whole layers, ZeRO >= 1 splits them; write `zero_stage: 0` or another optimizer"
         problems.append(Problem(("system", "zero_stage"), config.system.zero_stage, reason))
@@ -305,3 +301,19 @@ def _cross_checks(config: RunConfig) -> list[Problem]:
         reason = f"as long as the budget of {budget}; write less, or a part such as 10%"
         problems.append(Problem(("train", "warmup"), str(warmup), reason))
     return problems
+
+
+def _view_problems(config: RunConfig) -> list[Problem]:
+    from ssl_methods.views import recipe, recipe_names
+
+    views = config.views
+    if views.name not in recipe_names():
+        reason = f"no such recipe; {suggestion(views.name, ('auto', *recipe_names()))}"
+        return [Problem(("views", "name"), views.name, reason)]
+    plugin: Any = plugins.load(METHODS, config.method.name)
+    made = len(recipe(views.name, views.size).views)
+    if plugin.num_views in (0, made):
+        return []
+    fitting = [name for name in recipe_names() if len(recipe(name, views.size).views) == plugin.num_views]
+    reason = f"makes {made} views, {config.method.name} takes {plugin.num_views}; write one of {', '.join(fitting)}"
+    return [Problem(("views", "name"), views.name, reason)]

@@ -25,6 +25,7 @@ class Supervised(Method):
     """
 
     default_views: ClassVar[str] = "supervised"
+    num_views: ClassVar[int] = 0
     uses_labels: ClassVar[bool] = True
 
     def __init__(

@@ -104,6 +104,7 @@ def test_fingerprint_is_stable_over_versions_of_this_code() -> None:
         ("method.embed_dim", "64", "method.embed_dim: '64': must be a valid integer"),
         ("backbone.name", "resnet5", "backbone.name: 'resnet5': no such backbone; did you mean"),
         ("views.name", "small_gray", "views.name: 'small_gray': no such recipe; did you mean `small_grey`?"),
+        ("views.name", "supervised", "views.name: 'supervised': makes 1 views, barlow_twins takes 2; write one of"),
         ("optim.name", "larz", "optim.name: 'larz': no such optimizer; did you mean `lars`?"),
         ("optim.betas", 1, "optim.betas: unknown key; known: lr, weight_decay, lr_scaling, name, bias_lr"),
         ("train.budget", "20", "train.budget: '20': not an amount with a unit; write 20ep"),
