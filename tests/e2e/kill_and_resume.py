@@ -33,7 +33,9 @@ def main() -> int:
     options = parser.parse_args()
     quiet, disturbed = options.runs.resolve() / "undisturbed", options.runs.resolve() / "disturbed"
     subprocess.run(sweep_command(options.sweep, options.cluster, quiet), check=True)
-    kills = disturb(options.sweep, options.cluster, disturbed, options.kills, options.between, random.Random(options.seed))
+    kills = disturb(
+        options.sweep, options.cluster, disturbed, options.kills, options.between, random.Random(options.seed)
+    )
     rows = compare(quiet, disturbed)
     for row in rows:
         print(json.dumps(row))
@@ -44,7 +46,7 @@ def main() -> int:
 
 def sweep_command(sweep: Path, cluster: Path, runs: Path) -> list[str]:
     """Return the command a person types."""
-    command = [sys.executable, "-m", "orchestrate.cli", "sweep", str(sweep), "--cluster", str(cluster)]
+    command = [sys.executable, "-m", "orchestrate", "sweep", str(sweep), "--cluster", str(cluster)]
     return [*command, "--runs", str(runs)]
 
 
@@ -102,7 +104,9 @@ def compare(quiet: Path, disturbed: Path) -> list[dict[str, Any]]:
             "same_losses": [step["loss"] for step in second] == [step["loss"] for step in first],
             "same_weights": weights_of(trial) == weights_of(other) != b"",
         }
-        attempts = len(list((other / "attempts").glob("[0-9].json")) + list((other / "attempts").glob("[0-9][0-9].json")))
+        attempts = len(
+            list((other / "attempts").glob("[0-9].json")) + list((other / "attempts").glob("[0-9][0-9].json"))
+        )
         rows.append({"trial": trial.name, "attempts": attempts, **facts, "same": all(facts.values())})
     return rows
 
