@@ -1,0 +1,384 @@
+"""The command line: parse, call, print. What a command needs is imported inside it, so that most start at once."""
+
+from __future__ import annotations
+
+import errno
+import shlex
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from orchestrate import wiring
+from orchestrate.errors import ConfigError, OrchestrateError, RunDirError
+
+# A full disk, a spent quota, a folder of somebody else: the user's to mend, so no traceback.
+_PLACE_IS_BAD = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
+
+
+class _Commands(TyperGroup):
+    """Commands whose errors are one message without a traceback."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run a command; end with the exit code of its error."""
+        try:
+            return super().invoke(ctx)
+        except OrchestrateError as error:
+            typer.echo(f"error: {error}", err=True)
+            raise typer.Exit(error.exit_code) from error
+        except OSError as error:
+            if error.errno not in _PLACE_IS_BAD:
+                raise
+            typer.echo(f"error: {error.filename}: {error.strerror}; free space, or use another folder", err=True)
+            raise typer.Exit(RunDirError.exit_code) from error
+
+
+app = typer.Typer(
+    cls=_Commands,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    help="""Sweeps of self-supervised pretraining that survive their cluster, and a page that says what compute bought.
+
+    A sweep file says what to learn about, a cluster file where it runs. [bold]orchestrate sweep[/bold] makes it true.
+    Run it again at any time: what is done stays done, what broke goes on from its last checkpoint.
+
+    [dim]orchestrate sweep sweeps/quickstart.yaml --cluster cluster_configs/local.yaml[/dim]""",
+)
+data_app = typer.Typer(no_args_is_help=True, help="Pack datasets into shards that any number of ranks can read.")
+app.add_typer(data_app, name="data")
+
+SweepFile = Annotated[Path, typer.Argument(metavar="SWEEP", help="Sweep file (YAML).")]
+SweepWord = Annotated[str, typer.Argument(metavar="SWEEP", help="Name of a sweep, or its file.")]
+Word = Annotated[
+    str, typer.Argument(metavar="SWEEP|TRIAL", help="Name or file of a sweep, or a trial's id, which may be cut short.")
+]
+OptionalWord = Annotated[
+    str, typer.Argument(metavar="SWEEP|TRIAL", help="Name or file of a sweep, or a trial's id.", show_default=False)
+]
+TrialWord = Annotated[str, typer.Argument(metavar="TRIAL", help="Id of a trial, which may be cut short.")]
+ClusterFile = Annotated[Path, typer.Option("--cluster", "-c", metavar="FILE", help="Cluster file (YAML).")]
+Runs = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="DIR",
+        envvar=wiring.RUNS_VARIABLE,
+        help="Folder of all results. Default: what the cluster file says, else ./runs.",
+    ),
+]
+OldRuns = Annotated[
+    Path | None,
+    typer.Option("--runs", metavar="DIR", envvar=wiring.RUNS_VARIABLE, help="Folder of all results. Default: ./runs."),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+Watch = Annotated[bool, typer.Option("--watch", "-w", help="Show a live table instead of a line for each change.")]
+Once = Annotated[bool, typer.Option("--once", help="Look and act once, then leave the jobs to themselves.")]
+
+
+@data_app.command("pack")
+def data_pack(
+    source: Annotated[
+        str,
+        typer.Argument(help="Folder of images (sub-folders are classes), .csv of path and label, or fashion-mnist."),
+    ],
+    dest: Annotated[str, typer.Argument(help="Folder to write: new, empty, or one to be continued.")],
+    split: Annotated[str, typer.Option(help="Name of the split; of fashion-mnist train, val or test.")] = "train",
+    limit: Annotated[int, typer.Option(min=0, help="Pack only so many images; 0 packs all.")] = 0,
+    samples_per_shard: Annotated[int, typer.Option(min=1, help="Images in one tar file.")] = 10_000,
+    seed: Annotated[int, typer.Option(help="Order of the images in the shards.")] = 0,
+    shuffle: Annotated[bool, typer.Option(help="Shuffle, or keep the order of the source.")] = True,
+    classes_from: Annotated[
+        str, typer.Option(metavar="DATASET", help="Use the classes of this packed dataset, such as the training split.")
+    ] = "",
+    workers: Annotated[int, typer.Option(min=0, help="Processes; 0 uses every core.")] = 0,
+    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out images that cannot be decoded.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace another dataset in DEST.")] = False,
+) -> None:
+    """Pack images into WebDataset shards with an index, checking each image.
+
+    Run it again after an interruption: it goes on where it stopped, and does nothing where the pack is whole.
+
+    [dim]orchestrate data pack ~/images/train data/mine/train[/dim]
+    """
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from orchestrate.data.index import load_manifest
+    from orchestrate.data.pack import pack
+
+    console = Console(stderr=True)
+    with Progress(transient=True, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task(f"packing {source}", total=None)
+        manifest = pack(
+            source,
+            dest,
+            split=split,
+            limit=limit or None,
+            samples_per_shard=samples_per_shard,
+            shuffle_seed=seed if shuffle else None,
+            classes=load_manifest(classes_from).classes if classes_from else None,
+            workers=workers or None,
+            skip_bad=skip_bad,
+            overwrite=overwrite,
+            progress=lambda done, total: bar.update(task, completed=done, total=total),
+        )
+    counts = f"{manifest.num_samples:,} images of {manifest.num_classes} classes in {len(manifest.shards)} shards"
+    typer.echo(f"{dest}: {counts}, digest {manifest.digest[:16]}")
+
+
+@app.command()
+def check(
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Sweep, run or cluster files.")],
+    as_json: AsJson = False,
+) -> None:
+    """Validate config files and print them resolved, every default filled in. Needs no data.
+
+    [dim]orchestrate check sweeps/quickstart.yaml cluster_configs/local.yaml[/dim]
+    """
+    from orchestrate.sweep.source import resolved, resolved_text
+
+    results: list[dict[str, Any]] = []
+    texts, problems = [], []
+    for file in files:
+        try:
+            kind, values = resolved(file)
+            results.append({"file": str(file), "valid": True, "kind": kind, "resolved": values})
+            texts.append(resolved_text(file, kind, values))
+        except OrchestrateError as error:
+            problems.append(str(error))
+            results.append({"file": str(file), "valid": False, "problems": str(error).splitlines()})
+    if as_json:
+        wiring.print_json({"files": results})
+    else:
+        typer.echo("\n".join(texts))
+    if problems and not as_json:
+        raise ConfigError("\n".join(problems))
+    if problems:
+        raise typer.Exit(ConfigError.exit_code)
+
+
+@app.command()
+def plan(sweep: SweepFile, cluster: ClusterFile, runs: Runs = None, as_json: AsJson = False) -> None:
+    """Show what a sweep would do: its trials, what is done, how a trial is started, what is left to pay.
+
+    Starts nothing and writes nothing.
+
+    [dim]orchestrate plan sweeps/quickstart.yaml --cluster cluster_configs/local.yaml[/dim]
+    """
+    from orchestrate.sweep.forecast import look_ahead, plan_json, plan_view
+    from orchestrate.sweep.preflight import find_problems
+
+    record, folder = wiring.record_of(sweep, "sweep", cluster, runs)
+    observed, launcher = wiring.look(record, folder)
+    problems = find_problems(record, folder, launcher, check_data=wiring.check_data)
+    outlook = look_ahead(record, folder, observed, launcher, problems)
+    if as_json:
+        wiring.print_json(plan_json(outlook))
+    else:
+        wiring.console().print(plan_view(outlook))
+
+
+@app.command()
+def sweep(sweep: SweepFile, cluster: ClusterFile, watch: Watch = False, once: Once = False, runs: Runs = None) -> None:
+    """Make a sweep true: train what is missing, go on with what was interrupted, write the report.
+
+    Ctrl-C stops the looking, not the jobs; the same command takes over again. Exit code 0 means that all are done.
+
+    [dim]orchestrate sweep sweeps/quickstart.yaml --cluster cluster_configs/local.yaml --watch[/dim]
+    """
+    record, folder = wiring.record_of(sweep, "sweep", cluster, runs)
+    wiring.make_true(record, folder, watch=watch, once=once)
+
+
+@app.command()
+def run(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run file (YAML).")],
+    cluster: ClusterFile,
+    watch: Watch = False,
+    once: Once = False,
+    runs: Runs = None,
+) -> None:
+    """Train one run: a sweep of one, named like the file.
+
+    [dim]orchestrate run first.yaml --cluster cluster_configs/local.yaml[/dim]
+    """
+    record, folder = wiring.record_of(run, "run", cluster, runs)
+    wiring.make_true(record, folder, watch=watch, once=once)
+
+
+@app.command()
+def status(word: OptionalWord = "", runs: OldRuns = None, as_json: AsJson = False) -> None:
+    """Show the trials of a sweep, or all sweeps.
+
+    [dim]orchestrate status barlow-dims[/dim]
+    """
+    from orchestrate.sweep import status as views
+    from orchestrate.sweep.find import find_target
+    from orchestrate.sweep.record import load_records
+
+    folder = runs or wiring.DEFAULT_RUNS
+    if word:
+        target = find_target(folder, word)
+        record = target.record if target.whole else target.record.only([target.trials[0].id])
+        rows = views.sweep_status(record, folder, wiring.look(record, folder)[0])
+        wiring.print_json(views.status_json(record, rows)) if as_json else wiring.console().print(
+            views.status_table(record, rows)
+        )
+        return
+    records = load_records(folder)
+    statuses = {record.name: views.sweep_status(record, folder, wiring.look(record, folder)[0]) for record in records}
+    if as_json:
+        wiring.print_json({"sweeps": [views.status_json(record, statuses[record.name]) for record in records]})
+    elif records:
+        wiring.console().print(views.overview_table(records, statuses))
+    else:
+        typer.echo(f"{folder}: no sweep yet; start one with `orchestrate sweep FILE --cluster FILE`")
+
+
+@app.command()
+def why(trial: TrialWord, runs: OldRuns = None, as_json: AsJson = False) -> None:
+    """Explain the state of a trial: the evidence, the end of its log, and what happens next.
+
+    [dim]orchestrate why 3f2a[/dim]
+    """
+    from orchestrate.sweep.find import find_trial
+    from orchestrate.sweep.why import explain, render
+
+    folder = runs or wiring.DEFAULT_RUNS
+    target = find_trial(folder, trial)
+    entry = target.trials[0]
+    seen = wiring.look(target.record.only([entry.id]), folder)[0][entry.id]
+    flags = wiring.runs_flag(folder)
+    explanation = explain(target.record, entry, folder, seen, now=time.time(), flags=flags)
+    if as_json:
+        wiring.print_json(asdict(explanation))
+    else:
+        typer.echo(render(explanation))
+
+
+@app.command()
+def logs(
+    trial: TrialWord,
+    rank: Annotated[int, typer.Option(min=0, help="Rank whose log to show.")] = 0,
+    attempt: Annotated[int, typer.Option(min=0, help="Attempt whose log to show; 0 is the last one.")] = 0,
+    lines: Annotated[int, typer.Option("--lines", "-n", min=0, help="Lines to show from the end.")] = 40,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on while the job runs.")] = False,
+    runs: OldRuns = None,
+) -> None:
+    """Show the log of a trial.
+
+    [dim]orchestrate logs 3f2a --follow[/dim]
+    """
+    from orchestrate.sweep.find import find_trial
+    from orchestrate.sweep.logs import find_log, job_is_live
+    from orchestrate.sweep.tail import follow as follow_file
+    from orchestrate.sweep.tail import last_lines
+
+    folder = runs or wiring.DEFAULT_RUNS
+    target = find_trial(folder, trial)
+    entry = target.trials[0]
+    launcher = wiring.launcher_of(target.record, folder)
+    path = find_log(folder, entry, attempt=attempt, rank=rank)
+    size = path.stat().st_size
+    for line in last_lines(path, lines):
+        typer.echo(line)
+    if follow:
+        for text in follow_file(path, from_byte=size, is_growing=lambda: job_is_live(launcher, entry)):
+            typer.echo(text, nl=False)
+
+
+@app.command()
+def cancel(
+    word: Word,
+    patience: Annotated[float, typer.Option(min=0, help="Seconds to watch the jobs save and stop.")] = 15.0,
+    runs: OldRuns = None,
+) -> None:
+    """Stop trials for good: their jobs save and end, and no sweep starts them again until `resume`.
+
+    [dim]orchestrate cancel 3f2a[/dim]
+    """
+    from orchestrate.sweep.find import find_target
+    from orchestrate.sweep.interventions import cancel_trials
+
+    folder = runs or wiring.DEFAULT_RUNS
+    target = find_target(folder, word)
+    launcher = wiring.launcher_of(target.record, folder)
+    if cancel_trials(folder, target.trials, launcher, patience_seconds=patience, say=typer.echo):
+        typer.echo(f"take it up again with: orchestrate resume {shlex.quote(word)}{wiring.runs_flag(folder)}")
+
+
+@app.command()
+def resume(
+    word: Word,
+    cluster: Annotated[
+        Path | None,
+        typer.Option("--cluster", "-c", metavar="FILE", help="Cluster file (YAML). Default: where it ran before."),
+    ] = None,
+    watch: Watch = False,
+    once: Once = False,
+    runs: Runs = None,
+) -> None:
+    """Take up a sweep or a trial again: what was cancelled or failed gets a fresh set of retries.
+
+    A trial whose loss diverged is tried again only if it is named itself. Training goes on from checkpoints.
+
+    [dim]orchestrate resume barlow-dims[/dim]
+    """
+    from orchestrate.launchers.cluster import load_cluster
+    from orchestrate.sweep.find import find_target
+    from orchestrate.sweep.interventions import forgive_trials
+
+    place = load_cluster(cluster) if cluster else None
+    folder = runs or (Path(place.paths.runs) if place else wiring.DEFAULT_RUNS)
+    target = find_target(folder, word)
+    record = target.record.with_cluster(place, cluster.read_text()) if place and cluster else target.record
+    ids = [trial.id for trial in target.trials]
+    observed, _ = wiring.look(record.only(ids), folder)
+    for trial in forgive_trials(folder, target.trials, observed, diverged_too=not target.whole):
+        typer.echo(f"{trial.label}: taken up again")
+    wiring.make_true(record, folder, watch=watch, once=once, only=() if target.whole else ids)
+
+
+@app.command()
+def adopt(runs: OldRuns = None) -> None:
+    """Rebuild the store from the folders of the runs; nothing but the store is written.
+
+    [dim]orchestrate adopt --runs /scratch/runs[/dim]
+    """
+    from orchestrate.store import open_store, store_path
+    from orchestrate.sweep.adopt import adopt as adopt_runs
+    from orchestrate.sweep.adopt import refuse_while_controlled
+    from orchestrate.sweep.record import counted
+
+    folder = runs or wiring.DEFAULT_RUNS
+    if not folder.is_dir():
+        raise RunDirError(f"{folder}: no such folder; say with --runs where the results lie")
+    refuse_while_controlled(folder)
+    with open_store(store_path(folder)) as store:
+        sweeps, trials = adopt_runs(folder, store)
+    typer.echo(f"{store_path(folder)}: {counted(sweeps, 'sweep')}, {counted(trials, 'trial')}")
+
+
+@app.command()
+def report(
+    word: SweepWord,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder to write. By default beside sweep.json.")
+    ] = None,
+    runs: OldRuns = None,
+) -> None:
+    """Write the page of a sweep: accuracy against compute, with the numbers as CSV beside it.
+
+    [dim]orchestrate report barlow-dims --out /tmp/page[/dim]
+    """
+    from orchestrate.report.page import write_report
+    from orchestrate.sweep.find import find_sweep
+    from orchestrate.sweep.record import record_path
+
+    folder = runs or wiring.DEFAULT_RUNS
+    sweep_dir = record_path(folder, find_sweep(folder, word).name).parent
+    typer.echo(write_report(sweep_dir, folder / "trials", out or sweep_dir / "report"))

@@ -1,0 +1,163 @@
+"""What a sweep would still cost, from what its finished trials did cost."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from orchestrate.launchers.base import Launcher, LaunchPlan, RunSpec
+from orchestrate.sweep.observe import done_record, run_dir_of
+from orchestrate.sweep.plan import Observed, State, assess
+from orchestrate.sweep.record import SweepRecord, counted
+from orchestrate.sweep.status import axis_value
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """Steps, images and rank-hours of the trials that are not final.
+
+    Attributes:
+        trials, steps, images: still to do; checkpoints count as done.
+        rank_hours: predicted, or None without a finished trial to price from.
+        basis: how the prediction was made, in words.
+    """
+
+    trials: int
+    steps: int
+    images: int
+    rank_hours: float | None
+    basis: str
+
+
+def forecast(record: SweepRecord, runs: Path, observed: Mapping[str, Observed]) -> Forecast:
+    """Price what is left of a sweep.
+
+    A trial costs its remaining images times the median rank-seconds per image of the finished trials that have its
+    method, backbone and image size, or of all finished ones if there are none.
+    """
+    prices = _prices(record, runs)
+    left = [trial for trial in record.trials if not assess(observed[trial.id]).state.final]
+    steps = {trial.id: max(0, trial.total_steps - observed[trial.id].checkpoint_step) for trial in left}
+    images = {trial.id: steps[trial.id] * int(trial.config["train"]["global_batch"]) for trial in left}
+    hours, basis = None, "no finished trial to price from"
+    if prices:
+        everything = median(price for of_kind in prices.values() for price in of_kind)
+        each = {trial.id: median(prices.get(_kind(trial.config), [everything])) for trial in left}
+        hours = sum(images[trial.id] * each[trial.id] for trial in left) / 3600
+        basis = f"measured on {counted(sum(len(of_kind) for of_kind in prices.values()), 'finished trial')}"
+    return Forecast(len(left), sum(steps.values()), sum(images.values()), hours, basis)
+
+
+def _prices(record: SweepRecord, runs: Path) -> dict[tuple[Any, ...], list[float]]:
+    """Return rank-seconds per image of the finished trials, by what mostly decides it."""
+    prices: dict[tuple[Any, ...], list[float]] = {}
+    for trial in (*record.trials, *record.removed):
+        done = done_record(run_dir_of(runs, trial.id)) or {}
+        if done.get("rank_seconds") and done.get("images"):
+            prices.setdefault(_kind(trial.config), []).append(float(done["rank_seconds"]) / float(done["images"]))
+    return prices
+
+
+def _kind(config: Mapping[str, Any]) -> tuple[Any, ...]:
+    return config["method"]["name"], config["backbone"]["name"], config["views"]["size"]
+
+
+def plan_word(seen: Observed) -> str:
+    """Say in a word where a trial is, as far as a plan is concerned."""
+    state = assess(seen).state
+    words = {State.COMPLETED: "done", State.RUNNING: "running", State.QUEUED: "queued", State.PENDING: "missing"}
+    return words.get(state, str(state).lower())
+
+
+def _launch_plan(
+    record: SweepRecord, runs: Path, observed: Mapping[str, Observed], launcher: Launcher
+) -> LaunchPlan | None:
+    """Plan the first trial that a sweep would start, or the first of all if none is left."""
+    if not record.trials:
+        return None
+    due = [trial for trial in record.trials if assess(observed[trial.id]).next_attempt]
+    trial = due[0] if due else record.trials[0]
+    attempt = assess(observed[trial.id]).next_attempt or 1
+    return launcher.plan(RunSpec(trial.id, run_dir_of(runs, trial.id).path, attempt))
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """What `orchestrate plan` shows.
+
+    Attributes:
+        record, observed: what is wanted and what is there.
+        left: what it would still cost.
+        launch: how the next trial would be started.
+        problems: for which the sweep could not be started now.
+    """
+
+    record: SweepRecord
+    observed: Mapping[str, Observed]
+    left: Forecast
+    launch: LaunchPlan | None
+    problems: Sequence[str]
+
+
+def look_ahead(
+    record: SweepRecord, runs: Path, observed: Mapping[str, Observed], launcher: Launcher, problems: Sequence[str]
+) -> Outlook:
+    """Work out what a sweep would do."""
+    left = forecast(record, runs, observed)
+    return Outlook(record, observed, left, _launch_plan(record, runs, observed, launcher), problems)
+
+
+def plan_json(outlook: Outlook) -> dict[str, Any]:
+    """Return everything that `orchestrate plan` shows, as plain values."""
+    record, launch = outlook.record, outlook.launch
+    trials = [
+        {
+            "id": trial.id,
+            "assignment": trial.assignment,
+            "state": plan_word(outlook.observed[trial.id]),
+            "steps": trial.total_steps,
+            "images": trial.total_images,
+        }
+        for trial in record.trials
+    ]
+    return {
+        "sweep": record.name,
+        "trials": trials,
+        "parallel": record.parallel,
+        "left": asdict(outlook.left),
+        "launch": json.loads(launch.to_json()) if launch else None,
+        "problems": list(outlook.problems),
+    }
+
+
+def plan_view(outlook: Outlook) -> RenderableType:
+    """Draw what `orchestrate plan` shows: trials, how one is started, what is left to pay, what is in the way."""
+    record, left = outlook.record, outlook.left
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    axes = list(dict.fromkeys(axis for trial in record.trials for axis in trial.assignment))
+    for title in ("trial", *(axis.rpartition(".")[2] for axis in axes), "state"):
+        table.add_column(title, no_wrap=True)
+    for title in ("steps", "images"):
+        table.add_column(title, justify="right", no_wrap=True)
+    for trial in record.trials:
+        values = [axis_value(trial.assignment.get(axis, "")) for axis in axes]
+        sizes = (f"{trial.total_steps:,}", f"{trial.total_images:,}")
+        table.add_row(trial.id[:8], *values, plan_word(outlook.observed[trial.id]), *sizes)
+    price = left.basis if left.rank_hours is None else f"about {left.rank_hours:.2f} rank-hours, {left.basis}"
+    return Group(
+        Text(f"{record.name}: {counted(len(record.trials), 'trial')}, at most {record.parallel} at once", style="bold"),
+        table,
+        Text(f"\nleft: {counted(left.trials, 'trial')}, {left.steps:,} steps, {left.images:,} images; {price}"),
+        Text("\nhow a trial is started", style="bold"),
+        Text(outlook.launch.render() if outlook.launch else "no trial"),
+        *([Text("\ncannot be started yet", style="bold red")] if outlook.problems else []),
+        *(Text(problem) for problem in outlook.problems),
+    )

@@ -1,0 +1,110 @@
+"""What is checked before the first process starts: everything at once, nothing written."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+from orchestrate.config.run import load_run
+from orchestrate.errors import ConfigError, DataError, RunDirError
+from orchestrate.launchers.base import Launcher
+from orchestrate.sweep.observe import done_record, run_dir_of
+from orchestrate.sweep.record import SweepRecord, TrialEntry
+
+GIGABYTE = 1e9
+
+
+def check_start(record: SweepRecord, runs: Path, launcher: Launcher, *, check_data: Callable[[str], None]) -> None:
+    """Refuse a sweep that could not run, before anything is written or started.
+
+    Raises:
+        ConfigError: every problem found, a line each.
+    """
+    problems = find_problems(record, runs, launcher, check_data=check_data)
+    if problems:
+        raise ConfigError("\n".join(problems))
+
+
+def find_problems(
+    record: SweepRecord, runs: Path, launcher: Launcher, *, check_data: Callable[[str], None]
+) -> list[str]:
+    """List everything for which a sweep could not run.
+
+    Args:
+        record: what would run.
+        runs: where its RunDirs would lie.
+        launcher: what would start it.
+        check_data: raises DataError if the dataset at a URL is not whole.
+    """
+    open_trials = [trial for trial in record.trials if done_record(run_dir_of(runs, trial.id)) is None]
+    problems = [
+        *_place_problems(record, runs, bool(open_trials)),
+        *_objective_problems(record),
+        *(launcher.problems() if open_trials else ()),
+        *_batch_problems(record, open_trials),
+        *_run_dir_problems(runs, open_trials),
+        *_data_problems(open_trials, check_data),
+    ]
+    return list(dict.fromkeys(problems))
+
+
+def _place_problems(record: SweepRecord, runs: Path, anything_to_do: bool) -> Iterator[str]:
+    existing = next(folder for folder in (runs.absolute(), *runs.absolute().parents) if folder.exists())
+    if not existing.is_dir():
+        yield f"{runs}: {existing} is not a folder; choose another one with --runs"
+        return
+    if not os.access(existing, os.W_OK | os.X_OK):
+        yield f"{runs}: no permission to write in {existing}; choose another folder with --runs"
+    least = float(record.cluster["limits"]["min_free_gb"])
+    free = shutil.disk_usage(existing).free / GIGABYTE
+    if anything_to_do and free < least:
+        yield f"{runs}: {free:.1f} GB free, limits.min_free_gb is {least:g}; free some, or use another with --runs"
+
+
+def _objective_problems(record: SweepRecord) -> Iterator[str]:
+    """A misspelt objective would show only when all trials are done."""
+    metric = str(record.objective["metric"])
+    probes = list(dict.fromkeys(probe["name"] for trial in record.trials for probe in trial.config["probes"]))
+    stated = metric.rpartition(".")[0]
+    if probes and not any(stated == name or stated.startswith(f"{name}_") for name in probes):
+        yield f"{record.file}: objective.metric: {metric!r}: no such probe; write one of {_metrics_of(probes)}"
+
+
+def _metrics_of(probes: Iterable[str]) -> str:
+    return ", ".join(f"{name}.top1" for name in probes)
+
+
+def _batch_problems(record: SweepRecord, trials: Iterable[TrialEntry]) -> Iterator[str]:
+    ranks = record.ranks
+    for batch in sorted({int(trial.config["train"]["global_batch"]) for trial in trials}):
+        if batch % ranks:
+            fits = ", ".join(str(number) for number in (batch - batch % ranks, batch + ranks - batch % ranks) if number)
+            yield (
+                f"{record.file}: train.global_batch: {batch}: does not divide by the {ranks} ranks of the cluster; "
+                f"write {fits}, or change resources.ranks_per_node"
+            )
+
+
+def _run_dir_problems(runs: Path, trials: Iterable[TrialEntry]) -> Iterator[str]:
+    for trial in trials:
+        run = run_dir_of(runs, trial.id)
+        if not run.config_file.exists():
+            continue
+        try:
+            found = load_run(run.config_file).fingerprint()
+        except (ConfigError, RunDirError) as error:
+            yield f"{run.config_file}: cannot be read; move the folder away to train afresh: {error}"
+            continue
+        if found != trial.id:
+            yield f"{run.config_file}: is the config of trial {found}; move the folder away, or use another with --runs"
+
+
+def _data_problems(trials: Iterable[TrialEntry], check_data: Callable[[str], None]) -> Iterator[str]:
+    urls = {trial.config["data"][split]: None for trial in trials for split in ("train", "val")}
+    for url in urls:
+        try:
+            check_data(url)
+        except DataError as error:
+            yield str(error)

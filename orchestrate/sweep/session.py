@@ -1,0 +1,149 @@
+"""One `orchestrate sweep`: checks, the lease, the loop, the report."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from orchestrate.launchers.base import Launcher
+from orchestrate.store import Store, open_store, store_path
+from orchestrate.sweep.adopt import adopt
+from orchestrate.sweep.controller import Controller, Pass, summary, unfinished
+from orchestrate.sweep.lease import lease
+from orchestrate.sweep.plan import Standing, State
+from orchestrate.sweep.preflight import check_start
+from orchestrate.sweep.record import (
+    SweepRecord,
+    TrialEntry,
+    counted,
+    find_record,
+    record_path,
+    save_record,
+    sweep_names,
+)
+
+# sweep folder, trials folder -> the page
+WriteReport = Callable[[Path, Path], Path]
+
+
+class Display(Protocol):
+    """Where a sweep shows what it does."""
+
+    def line(self, text: str) -> None:
+        """Print a line."""
+
+    def changed(self, trial: TrialEntry, place: Standing) -> None:
+        """Show that a trial is in another state."""
+
+    def looked(self, current: Pass) -> None:
+        """Show what a pass saw."""
+
+
+@dataclass(frozen=True)
+class Session:
+    """What a command needs to make a sweep true.
+
+    Attributes:
+        runs: folder with `trials/` and `sweeps/`.
+        launcher: starts and finds jobs.
+        display: for people.
+        check_data: raises DataError if the dataset at a URL is not whole.
+        write_report: makes the page of a sweep.
+        wait: pauses between passes.
+    """
+
+    runs: Path
+    launcher: Launcher
+    display: Display
+    check_data: Callable[[str], None]
+    write_report: WriteReport
+    wait: Callable[[float], None] = time.sleep
+
+    def make_true(self, record: SweepRecord, *, once: bool = False, only: Collection[str] = ()) -> bool:
+        """Run a sweep to its end, or make a single pass; return whether every trial is done.
+
+        Args:
+            record: what is wanted.
+            once: make one pass and leave the jobs to themselves.
+            only: ids of the trials to act on; all if empty.
+
+        Raises:
+            ConfigError: it could not run; nothing was written.
+            LeaseHeldError: another command controls it.
+        """
+        check_start(record, self.runs, self.launcher, check_data=self.check_data)
+        with lease(record_path(self.runs, record.name).parent), opened_store(self.runs) as store:
+            record, is_new = self._keep(record)
+            store.record_sweep(record.name, record.trial_ids, now=record.created)
+            display = self.display
+            record = record.only(only) if only else record
+            if not all(_finished_at(self.runs, trial) for trial in record.trials):
+                size = counted(len(record.trials), "trial")
+                display.line(f"{record.name}: {size}, {record.parallel} at once, in {self.runs}")
+            controller = Controller(record, self.runs, self.launcher, store, changed=display.changed)
+            if once:
+                last = controller.reconcile()
+                display.looked(last)
+            else:
+                last = controller.run(each=display.looked, wait=self.wait)
+            return self._conclude(record, last, is_new=is_new, once=once)
+
+    def _keep(self, record: SweepRecord) -> tuple[SweepRecord, bool]:
+        """Write sweep.json unless all is done as before; say which trials left the sweep.
+
+        Returns:
+            The record that counts, and whether it wants something new.
+        """
+        before = find_record(self.runs, record.name)
+        record = record.following(before)
+        known = {trial.id for trial in before.removed} if before else set()
+        for trial in record.removed:
+            if trial.id not in known:
+                self.display.line(
+                    f"{trial.label}: no longer in the sweep, kept; `orchestrate cancel {trial.id[:8]}` stops it"
+                )
+        is_new = before is None or not record.wants_the_same(before)
+        if before is not None and not is_new and all(_finished_at(self.runs, trial) for trial in record.trials):
+            return before, False  # it says at which commit the trials were trained
+        save_record(self.runs, record)
+        return record, is_new
+
+    def _conclude(self, record: SweepRecord, last: Pass, *, is_new: bool, once: bool) -> bool:
+        say = self.display.line
+        say(summary(last))
+        for text in unfinished(record.trials, last):
+            say(f"  {text}")
+        if last.stalled:
+            say(last.stalled)
+        if last.finished or last.stalled:
+            self._report(record, last, is_new=is_new)
+        elif once:
+            say(f"{last.num_started} more were started, and go on by themselves; `orchestrate status {record.name}`")
+        return last.count(State.COMPLETED) == len(last.standing)
+
+    def _report(self, record: SweepRecord, last: Pass, *, is_new: bool) -> None:
+        folder = record_path(self.runs, record.name).parent
+        page = folder / "report" / "index.html"
+        newest = max((_finished_at(self.runs, trial) for trial in record.trials), default=0.0)
+        if is_new or not page.exists() or page.stat().st_mtime < newest:
+            page = self.write_report(folder, self.runs / "trials")
+        self.display.line(f"report: {page}")
+
+
+def _finished_at(runs: Path, trial: TrialEntry) -> float:
+    done = runs / "trials" / trial.id / "results" / "done.json"
+    return done.stat().st_mtime if done.exists() else 0.0
+
+
+@contextmanager
+def opened_store(runs: Path) -> Iterator[Store]:
+    """Open the store of a runs folder; a missing one is first filled from the folders."""
+    is_missing = not store_path(runs).exists()
+    with open_store(store_path(runs)) as store:
+        if is_missing and sweep_names(runs):
+            adopt(runs, store)
+        yield store

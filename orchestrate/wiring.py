@@ -1,0 +1,145 @@
+"""What the commands are made of: results found, launchers built, a sweep run with everything it needs."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import sys
+from collections.abc import Callable, Collection, Mapping
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+import typer
+
+from orchestrate.errors import ConfigError, OrchestrateError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from orchestrate.launchers.base import Launcher
+    from orchestrate.sweep.plan import Observed
+    from orchestrate.sweep.record import SweepRecord
+
+DEFAULT_RUNS = Path("runs")
+RUNS_VARIABLE = "ORCHESTRATE_RUNS"
+EXIT_NOT_ALL_DONE = 1
+EXIT_INTERRUPTED = 130
+_PIPE_WIDTH = 1000
+
+ResultT = TypeVar("ResultT")
+
+
+def print_json(values: Mapping[str, Any]) -> None:
+    """Print plain values for programs."""
+    typer.echo(json.dumps(values, indent=1, default=str))
+
+
+def console() -> Console:
+    """Build the console for people; a pipe gets wide lines instead of cut columns."""
+    from rich.console import Console
+
+    return Console(highlight=False, width=None if sys.stdout.isatty() else _PIPE_WIDTH)
+
+
+def runs_flag(runs: Path) -> str:
+    """Return what a suggested command needs to find the same runs."""
+    is_found = runs == DEFAULT_RUNS or RUNS_VARIABLE in os.environ
+    return "" if is_found else f" --runs {shlex.quote(str(runs))}"
+
+
+def launcher_of(record: SweepRecord, runs: Path) -> Launcher:
+    """Build the launcher that a sweep uses."""
+    from orchestrate.launchers.base import load_launcher
+
+    return load_launcher(record.cluster_config(), runs)
+
+
+def look(record: SweepRecord, runs: Path) -> tuple[dict[str, Observed], Launcher]:
+    """Look at the trials of a sweep; return what was seen, and the launcher that was asked."""
+    from orchestrate.sweep.observe import observe
+
+    launcher = launcher_of(record, runs)
+    return observe(runs, record.trial_ids, launcher), launcher
+
+
+def record_of(
+    file: Path, kind: Literal["sweep", "run"], cluster_file: Path, runs: Path | None
+) -> tuple[SweepRecord, Path]:
+    """Read what a user asks for, and where its results go.
+
+    Raises:
+        ConfigError: every problem of both files, a line each.
+    """
+    from orchestrate.data.index import dataset_identity
+    from orchestrate.launchers.cluster import load_cluster
+    from orchestrate.sweep.record import build_record
+    from orchestrate.sweep.source import load_source
+
+    source = _attempt(lambda: load_source(file, kind, identity=cache(dataset_identity)))
+    cluster = _attempt(lambda: load_cluster(cluster_file))
+    if isinstance(cluster, OrchestrateError) or isinstance(source, OrchestrateError):
+        problems = [str(result) for result in (source, cluster) if isinstance(result, OrchestrateError)]
+        raise ConfigError("\n".join(problems))
+    record = build_record(
+        source.sweep,
+        source.document,
+        source.trials,
+        cluster=cluster,
+        cluster_yaml=cluster_file.read_text(),
+        command=("orchestrate", *sys.argv[1:]),
+    )
+    return record, runs or Path(cluster.paths.runs)
+
+
+def _attempt(make: Callable[[], ResultT]) -> ResultT | OrchestrateError:
+    try:
+        return make()
+    except OrchestrateError as error:
+        return error
+
+
+def make_true(record: SweepRecord, runs: Path, *, watch: bool, once: bool, only: Collection[str] = ()) -> None:
+    """Run a sweep with the launcher, data checks and report of this installation; see `Session.make_true`.
+
+    Raises:
+        typer.Exit: not all trials are done, or the user pressed Ctrl-C.
+    """
+    from orchestrate.sweep.display import Lines, LiveTable
+    from orchestrate.sweep.lease import LeaseHeldError
+    from orchestrate.sweep.session import Session
+    from orchestrate.sweep.status import status_table, sweep_status
+
+    display = (LiveTable if watch else Lines)(record, runs, console())
+    session = Session(runs, launcher_of(record, runs), display, check_data=check_data, write_report=_write_report)
+    try:
+        with display:
+            is_done = session.make_true(record, once=once, only=only)
+    except LeaseHeldError:
+        console().print(status_table(record, sweep_status(record, runs, look(record, runs)[0])))
+        raise
+    except KeyboardInterrupt:
+        flag = runs_flag(runs)
+        typer.echo(
+            "\nnobody looks any more, but the jobs go on; the same command takes over again\n"
+            f"  orchestrate status {record.name}{flag}    shows them\n"
+            f"  orchestrate cancel {record.name}{flag}    stops them"
+        )
+        raise typer.Exit(EXIT_INTERRUPTED) from None
+    if not is_done and not once:
+        raise typer.Exit(EXIT_NOT_ALL_DONE)
+
+
+@cache
+def check_data(url: str) -> None:
+    """Check once that a dataset is whole; raises DataError if it is not."""
+    from orchestrate.data.index import check_shards, load_manifest
+
+    check_shards(url, load_manifest(url))
+
+
+def _write_report(sweep_dir: Path, trials_dir: Path) -> Path:
+    from orchestrate.report.page import write_report
+
+    return write_report(sweep_dir, trials_dir, sweep_dir / "report")

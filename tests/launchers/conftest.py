@@ -1,0 +1,15 @@
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.launchers.jobs import kill_supervisors
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> Iterator[Path]:
+    """A runs folder whose jobs end with the test; its name tries what paths may hold."""
+    folder = tmp_path / "my runs' $HOME"
+    (folder / "trials").mkdir(parents=True)
+    yield folder
+    kill_supervisors(folder)

@@ -1,0 +1,13 @@
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.launchers.jobs import kill_supervisors
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> Iterator[Path]:
+    """A runs folder that does not exist yet; its jobs end with the test."""
+    yield tmp_path / "runs"
+    kill_supervisors(tmp_path / "runs")

@@ -1,0 +1,41 @@
+from pathlib import Path
+
+import pytest
+
+from orchestrate.sweep.forecast import forecast, look_ahead, plan_json
+from orchestrate.sweep.observe import observe
+from tests.sweep.sweeps import bench, record_of, write_sweep
+
+
+def test_rest_of_a_sweep_is_priced_by_its_finished_trials(runs: Path, tmp_path: Path) -> None:
+    made = bench(runs)
+    made.session.make_true(record_of(write_sweep(tmp_path, seeds=(0, 1))))
+    record = record_of(write_sweep(tmp_path, seeds=(0, 1, 2, 3, 4)))
+    left = forecast(record, runs, observe(runs, record.trial_ids, made.launcher))
+    assert (left.trials, left.steps, left.images) == (3, 30, 240)
+    # The stand-in claims 1.6 rank-seconds for 80 images.
+    assert left.rank_hours == pytest.approx(3 * 1.6 / 3600)
+    assert left.basis == "measured on 2 finished trials"
+
+
+def test_nothing_is_guessed_without_a_measurement(runs: Path, tmp_path: Path) -> None:
+    record = record_of(write_sweep(tmp_path))
+    left = forecast(record, runs, observe(runs, record.trial_ids, bench(runs).launcher))
+    assert left.rank_hours is None
+
+
+def test_checkpoints_count_as_done(runs: Path, tmp_path: Path) -> None:
+    record = record_of(write_sweep(tmp_path, seeds=(0,)))
+    (runs / "trials" / record.trial_ids[0] / "checkpoints" / "step-00000007").mkdir(parents=True)
+    assert forecast(record, runs, observe(runs, record.trial_ids, bench(runs).launcher)).steps == 3
+
+
+def test_plan_shows_the_launch_of_the_first_trial_that_is_due(runs: Path, tmp_path: Path) -> None:
+    made = bench(runs)
+    made.session.make_true(record_of(write_sweep(tmp_path, seeds=(0,))))
+    record = record_of(write_sweep(tmp_path, seeds=(0, 1)))
+    outlook = look_ahead(record, runs, observe(runs, record.trial_ids, made.launcher), made.launcher, ["a problem"])
+    values = plan_json(outlook)
+    assert [trial["state"] for trial in values["trials"]] == ["done", "missing"]
+    assert values["launch"]["name"] == f"oc-{record.trial_ids[1]}"
+    assert values["problems"] == ["a problem"]

@@ -1,0 +1,72 @@
+import shutil
+from pathlib import Path
+
+import pytest
+
+from orchestrate.errors import ConfigError, DataError
+from orchestrate.sweep.preflight import check_start
+from orchestrate.sweep.record import SweepRecord
+from tests.launchers.jobs import launcher
+from tests.sweep.sweeps import bench, record_of, write_sweep
+
+
+def whole(url: str) -> None:
+    """Find nothing wrong with a dataset."""
+
+
+def problems(record: SweepRecord, runs: Path) -> str:
+    with pytest.raises(ConfigError) as caught:
+        check_start(record, runs, launcher(runs), check_data=whole)
+    return str(caught.value)
+
+
+def test_sound_sweep_passes_and_nothing_is_written(runs: Path, tmp_path: Path) -> None:
+    check_start(record_of(write_sweep(tmp_path)), runs, launcher(runs), check_data=whole)
+    assert not runs.exists()
+
+
+def test_batch_that_does_not_divide_is_refused_with_those_that_do(runs: Path, tmp_path: Path) -> None:
+    record = record_of(write_sweep(tmp_path, batch=10), ranks=4)
+    told = problems(record, runs)
+    assert "train.global_batch: 10: does not divide by the 4 ranks of the cluster; write 8, 12" in told
+
+
+def test_misspelt_objective_is_refused_before_anything_is_trained(runs: Path, tmp_path: Path) -> None:
+    file = write_sweep(tmp_path)
+    file.write_text(file.read_text().replace("metric: knn.top1", "metric: knm.top1"))
+    assert "objective.metric: 'knm.top1': no such probe; write one of knn.top1" in problems(record_of(file), runs)
+
+
+def test_full_disk_is_refused(runs: Path, tmp_path: Path) -> None:
+    record = record_of(write_sweep(tmp_path))
+    record.cluster["limits"]["min_free_gb"] = 1e9
+    assert "limits.min_free_gb is 1e+09" in problems(record, runs)
+
+
+def test_run_dir_of_another_config_is_refused(runs: Path, tmp_path: Path) -> None:
+    record = record_of(write_sweep(tmp_path, seeds=(0, 1)))
+    bench(runs).session.make_true(record)
+    first, second = (runs / "trials" / trial_id for trial_id in record.trial_ids)
+    shutil.rmtree(second / "results")
+    shutil.copy(first / "run.yaml", second / "run.yaml")
+    assert f"is the config of trial {first.name}" in problems(record, runs)
+
+
+def test_folder_that_is_a_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "runs").write_text("")
+    assert "is not a folder" in problems(record_of(write_sweep(tmp_path)), tmp_path / "runs")
+
+
+def test_all_problems_are_told_at_once_and_each_once(runs: Path, tmp_path: Path) -> None:
+    record = record_of(write_sweep(tmp_path, batch=10), ranks=4)
+    record.cluster["limits"]["min_free_gb"] = 1e9
+
+    def broken(url: str) -> None:
+        raise DataError(f"{url}: no manifest.json")
+
+    with pytest.raises(ConfigError) as caught:
+        check_start(record, runs, launcher(runs), check_data=broken)
+    told = str(caught.value).splitlines()
+    assert len(told) == 4  # disk, batch, train, val
+    assert caught.value.exit_code == 2
+    assert not runs.exists()
