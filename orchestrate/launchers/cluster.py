@@ -10,7 +10,7 @@ from orchestrate.config.section import Section
 from ssl_methods import plugins
 
 # Files of this package that are no launchers.
-_NOT_LAUNCHERS = ("base", "cluster")
+_NOT_LAUNCHERS = ("base", "cluster", "supervisor")
 
 
 def launcher_names() -> tuple[str, ...]:

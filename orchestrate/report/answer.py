@@ -72,7 +72,7 @@ def facts(sweep: Sweep, curves: Sequence[Curve]) -> tuple[Fact, ...]:
     found = []
     if (best := best_at_largest_budget(curves, sweep.objective.goal)) is not None:
         found += _curve_facts(*best, curves, sweep)
-    if spent := sum(trial.rank_seconds or 0 for trial in sweep.trials):
+    if spent := sum(trial.spent_rank_seconds for trial in sweep.trials):
         found.append(Fact(wording.duration(spent), f"compute spent: {wording.RANK_TIME}, lost attempts too"))
     num_done = sum(trial.is_done for trial in sweep.trials)
     return (*found, Fact(f"{num_done} of {len(sweep.trials)}", "trials done"))

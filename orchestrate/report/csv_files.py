@@ -13,7 +13,7 @@ from orchestrate.report.tables import axis_value, plain, swept_axes
 
 _TRIAL_FIELDS = (
     "state", "note", "device", "world_size", "num_attempts", "step", "total_steps", "images", "epochs",
-    "train_seconds", "rank_seconds",
+    "train_seconds", "rank_seconds", "spent_seconds", "spent_rank_seconds",
 )  # fmt: skip
 _SPREAD_FIELDS = ("mean", "min", "max", "std", "n")
 

@@ -19,8 +19,8 @@ def command_line(sweep: Sweep) -> str:
 def origins(sweep: Sweep) -> tuple[tuple[str, str], ...]:
     """List commit, hardware, software, data and cost as (name, text)."""
     done = [trial for trial in sweep.trials if trial.is_done]
-    seconds = sum(trial.train_seconds or 0 for trial in sweep.trials)
-    rank_seconds = sum(trial.rank_seconds or 0 for trial in sweep.trials)
+    seconds = sum(trial.spent_seconds for trial in sweep.trials)
+    rank_seconds = sum(trial.spent_rank_seconds for trial in sweep.trials)
     entries = (
         ("sweep file", sweep.file or NONE),
         ("commit", _commit(sweep)),
@@ -33,7 +33,8 @@ def origins(sweep: Sweep) -> tuple[tuple[str, str], ...]:
         ("data digests", _joined(_digests(sweep))),
         (
             "cost",
-            f"{wording.duration(seconds)} of wall-clock time, {wording.duration(rank_seconds)} as {wording.RANK_TIME}",
+            f"{wording.duration(seconds)} of wall-clock time, {wording.duration(rank_seconds)} as {wording.RANK_TIME},"
+            " probes and lost attempts too",
         ),
     )
     return tuple((name, text) for name, text in entries if text)

@@ -32,8 +32,9 @@ class Objective:
 class TrialRow:
     """One trial of a sweep as its RunDir shows it; None where the RunDir does not say.
 
-    `metrics` is empty unless the trial is done. `train_seconds` is wall-clock over all attempts, lost ones too;
-    `rank_seconds` is the same times the ranks that ran.
+    `metrics` is empty unless the trial is done. `train_seconds` is the wall-clock of the optimizer steps, each counted
+    once; `rank_seconds` is that times the ranks. `spent_seconds` and `spent_rank_seconds` are of all attempts from
+    start to end: starting up, steps made twice, probes, lost attempts too.
     """
 
     id: str
@@ -47,6 +48,8 @@ class TrialRow:
     epochs: float | None = None
     train_seconds: float | None = None
     rank_seconds: float | None = None
+    spent_seconds: float = 0.0
+    spent_rank_seconds: float = 0.0
     world_size: int | None = None
     device: str | None = None
     num_attempts: int = 0
@@ -188,10 +191,11 @@ def _observe(row: TrialRow, run: RunDir) -> TrialRow:
     done = _read_object(run.done_file)
     status = _read_object(run.status_file) or {}
     attempts = [_read_object(path) or {} for path in sorted(run.attempts.glob("*.json"))]
-    if done is not None:
-        return _done_row(row, done, status, num_attempts=len(attempts))
     seconds = [float(attempt["last_seen"]) - float(attempt["started"]) for attempt in attempts]
     ranks = [int(attempt["world_size"]) for attempt in attempts]
+    spent = sum(seconds), sum(s * n for s, n in zip(seconds, ranks, strict=True))
+    if done is not None:
+        return _done_row(row, done, status, num_attempts=len(attempts), spent=spent)
     return TrialRow(
         row.id,
         row.assignment,
@@ -200,14 +204,16 @@ def _observe(row: TrialRow, run: RunDir) -> TrialRow:
         step=status.get("step"),
         total_steps=status.get("total_steps") or row.total_steps,
         images=status.get("images"),
-        train_seconds=sum(seconds) if seconds else None,
-        rank_seconds=sum(s * n for s, n in zip(seconds, ranks, strict=True)) if seconds else None,
+        spent_seconds=spent[0],
+        spent_rank_seconds=spent[1],
         world_size=status.get("world_size"),
         num_attempts=len(attempts),
     )
 
 
-def _done_row(row: TrialRow, done: dict[str, Any], status: dict[str, Any], *, num_attempts: int) -> TrialRow:
+def _done_row(
+    row: TrialRow, done: dict[str, Any], status: dict[str, Any], *, num_attempts: int, spent: tuple[float, float]
+) -> TrialRow:
     if done["fingerprint"] != row.id:
         raise ValueError(f"results/done.json is of {done['fingerprint']}, another config")
     return TrialRow(
@@ -221,6 +227,8 @@ def _done_row(row: TrialRow, done: dict[str, Any], status: dict[str, Any], *, nu
         epochs=float(done["epochs"]),
         train_seconds=float(done["train_seconds"]),
         rank_seconds=float(done["rank_seconds"]),
+        spent_seconds=spent[0],
+        spent_rank_seconds=spent[1],
         world_size=int(done["world_size"]),
         device=str(done["device"]),
         num_attempts=num_attempts,

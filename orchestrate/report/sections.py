@@ -125,8 +125,8 @@ def _costs_figure(data: Data, shown: Sequence[Curve], name: str) -> Figure:
         for cost in costs
     ]
     caption = (
-        f"The same points against images seen, compute ({wording.RANK_TIME}) and wall-clock time of training, all"
-        " attempts counted. An image counts once a step, however many views a method takes of it."
+        f"The same points against images seen, compute ({wording.RANK_TIME}) and wall-clock time of the optimizer"
+        " steps, each counted once. An image counts once a step, however many views a method takes of it."
     )
     return Figure(tuple(pictures), caption, legend=legend(data, shown))
 

@@ -162,7 +162,7 @@ def trial_table(sweep: Sweep, metrics: Sequence[str]) -> Table:
     names = ["trial", *axes, "state", "#step", *(f"#{key}" for key in metrics), "#images", "#wall-clock"]
     columns = _columns(*names, f"#{RANK_TIME}", "#attempts", "device")
     rows = tuple(_trial_row(trial, axes, metrics) for trial in sweep.trials)
-    caption = "Every trial and the swept settings in which any differ. Times are over all attempts, lost ones too."
+    caption = "Every trial and the swept settings in which any differ. Times are of optimizer steps, each counted once."
     return Table("", caption, columns, rows)
 
 

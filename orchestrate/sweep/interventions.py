@@ -12,7 +12,7 @@ from pathlib import Path
 from orchestrate.launchers.base import Launcher
 from orchestrate.runs import RunDir, write_json
 from orchestrate.sweep.observe import observe, resumed_file, run_dir_of
-from orchestrate.sweep.plan import Observed, State, assess
+from orchestrate.sweep.plan import Cause, Observed, State, assess
 from orchestrate.sweep.record import TrialEntry
 
 _LOOK_EVERY_SECONDS = 0.2
@@ -96,6 +96,17 @@ def forgive_trials(
         _forgive(run, seen)
         again.append(trial)
     return again
+
+
+def forgive_machine_faults(runs: Path, trials: Iterable[TrialEntry], observed: Mapping[str, Observed]) -> None:
+    """Give trials that a machine let down a fresh set of retries; a person who types the command again asks for that.
+
+    User errors, cancelled and diverged trials stay as they are: they need `orchestrate resume`.
+    """
+    for trial in trials:
+        place = assess(observed[trial.id])
+        if place.state in (State.FAILED, State.INTERRUPTED) and place.cause not in (None, Cause.USER_ERROR):
+            _forgive(run_dir_of(runs, trial.id), observed[trial.id])
 
 
 def _needs_forgiving(seen: Observed, *, diverged_too: bool) -> bool:

@@ -13,7 +13,9 @@ from orchestrate.launchers.base import Launcher
 from orchestrate.store import Store, open_store, store_path
 from orchestrate.sweep.adopt import adopt
 from orchestrate.sweep.controller import Controller, Pass, summary, unfinished
+from orchestrate.sweep.interventions import forgive_machine_faults
 from orchestrate.sweep.lease import lease
+from orchestrate.sweep.observe import observe
 from orchestrate.sweep.plan import Standing, State
 from orchestrate.sweep.preflight import check_start
 from orchestrate.sweep.record import (
@@ -66,6 +68,9 @@ class Session:
     def make_true(self, record: SweepRecord, *, once: bool = False, only: Collection[str] = ()) -> bool:
         """Run a sweep to its end, or make a single pass; return whether every trial is done.
 
+        A run to the end, which a person asked for, gives trials that a machine let down a fresh set of retries; single
+        passes, which a timer may ask for again and again, do not.
+
         Args:
             record: what is wanted.
             once: make one pass and leave the jobs to themselves.
@@ -84,6 +89,8 @@ class Session:
             if not all(_finished_at(self.runs, trial) for trial in record.trials):
                 size = counted(len(record.trials), "trial")
                 display.line(f"{record.name}: {size}, {record.parallel} at once, in {self.runs}")
+            if not once:
+                forgive_machine_faults(self.runs, record.trials, observe(self.runs, record.trial_ids, self.launcher))
             controller = Controller(record, self.runs, self.launcher, store, changed=display.changed)
             if once:
                 last = controller.reconcile()

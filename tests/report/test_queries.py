@@ -60,13 +60,13 @@ def test_cancelled_trial_is_cancelled_whatever_its_heartbeat_says(sweep: FakeSwe
     assert row.state == "cancelled"
 
 
-def test_costs_of_an_unfinished_trial_are_summed_over_its_attempts(sweep: FakeSweep) -> None:
+def test_what_a_trial_spent_is_summed_over_its_attempts(sweep: FakeSweep) -> None:
     trial = sweep.add()
     sweep.status(trial, "training")
     sweep.attempt(trial, 1, seconds=30, world_size=2)
     sweep.attempt(trial, 2, seconds=10, world_size=4)
     (row,) = sweep.write().trials
-    assert (row.train_seconds, row.rank_seconds, row.num_attempts) == (40.0, 100.0, 2)
+    assert (row.spent_seconds, row.spent_rank_seconds, row.num_attempts) == (40.0, 100.0, 2)
 
 
 @pytest.mark.parametrize(

@@ -291,3 +291,19 @@ def test_sweep_json_holds_what_the_report_needs(runs: Path, tmp_path: Path) -> N
     assert values["trials"][0]["config"]["train"]["global_batch"] == 8
     assert values["trials"][0]["total_steps"] == 10
     assert load_record(runs, "study") == record
+
+
+def test_typing_the_command_again_gives_a_fresh_set_of_retries_for_machine_faults_only(
+    runs: Path, tmp_path: Path
+) -> None:
+    made = bench(runs)
+    record = record_of(write_sweep(tmp_path))
+    unlucky, wrong = record.trial_ids
+    trial_dir(runs, unlucky, {"*": "crash"})
+    trial_dir(runs, wrong, {"*": "exit:1"})
+    assert not made.session.make_true(record)
+    assert states(made, record) == [State.FAILED, State.FAILED]
+    trial_dir(runs, unlucky, {"*": "done"})
+    trial_dir(runs, wrong, {"*": "done"})
+    assert not made.session.make_true(record)
+    assert states(made, record) == [State.COMPLETED, State.FAILED]
