@@ -38,7 +38,7 @@ def test_sweep_trains_scores_and_reports_every_trial(runs: Path) -> None:
         assert set(done["metrics"]) == {
             f"{encoder}{key}"
             for encoder in ("", "random_init/", "raw_pixels/")
-            for key in ("knn_k5_cosine_t0.07.top1", "linear_ep5_lr0.1.top1", "linear_ep5_lr0.1.train_top1")
+            for key in ("knn_k5_cosine_t0.07.top1", "linear_ep5_lr0.1.top1")
         }
         assert done["fingerprint"][:8] in page
     assert len(list(runs.glob("trials/*/results/done.json"))) == 2
