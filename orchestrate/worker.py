@@ -22,7 +22,7 @@ from typing import Any
 
 from orchestrate.config.run import RunConfig, load_run
 from orchestrate.engine.watch import EXIT_CONTINUE, Heartbeat, StopWatch
-from orchestrate.errors import DivergedError, OrchestrateError, RunDirError
+from orchestrate.errors import DataError, DivergedError, OrchestrateError, RunDirError
 from orchestrate.runs import RunDir, write_json
 
 
@@ -80,14 +80,13 @@ def _work(run: RunDir, stop: StopWatch) -> int:
 def _train_and_score(config: RunConfig, run: RunDir, ranks: Any, stop: StopWatch, heartbeat: Heartbeat) -> int:
     import torch
 
-    from orchestrate.data.index import load_manifest
     from orchestrate.engine.base import build_engine
     from orchestrate.engine.checkpoint import save_weights
     from orchestrate.engine.methods import build_method, seed_rank
     from orchestrate.engine.trainer import Lengths, Trainer
     from ssl_methods.views import recipe as view_recipe
 
-    num_samples = load_manifest(config.data.train).num_samples
+    num_samples = _check_data(config)
     lengths = Lengths.of(config, num_samples)
     recipe = view_recipe(config.views.name, config.views.size)
     if ranks.device.type == "cpu":
@@ -167,6 +166,19 @@ def _check_identity(config: RunConfig, run: RunDir) -> None:
     expected = run.path.name
     if len(expected) == 16 and config.fingerprint() != expected:
         raise RunDirError(f"{run.config_file}: holds the trial {config.fingerprint()}, the folder is of {expected}")
+
+
+def _check_data(config: RunConfig) -> int:
+    """Refuse datasets that are not those the trial was planned with; return the number of training samples."""
+    from orchestrate.data.index import load_manifest
+
+    manifests = {split: load_manifest(getattr(config.data, split)) for split in ("train", "val")}
+    for split, manifest in manifests.items():
+        planned = getattr(config.data, f"{split}_digest")
+        if manifest.digest != planned:
+            url = getattr(config.data, split)
+            raise DataError(f"{url}: has the digest {manifest.digest}, the trial was planned with {planned}")
+    return manifests["train"].num_samples
 
 
 @contextmanager

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -78,7 +79,7 @@ class CheckpointStore:
         """Let every rank write; if one fails, all of them raise."""
         try:
             result: dict[str, Any] = {"files": write()}
-        except OSError as error:
+        except (OSError, SafetensorError) as error:
             result = {"error": f"rank {self._ranks.rank}: {error}"}
         results = self._ranks.gather_objects(result)
         errors = [entry["error"] for entry in results if "error" in entry]

@@ -18,6 +18,7 @@ from typing import Any
 
 STOP_SIGNALS = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM)
 EXIT_CONTINUE, EXIT_HANG, EXIT_PREFLIGHT, EXIT_DIVERGED = 75, 86, 87, 88
+_LOOK_EVERY_SECONDS = 0.5
 
 
 class StopWatch:
@@ -31,7 +32,7 @@ class StopWatch:
     def __init__(self, stop_file: Path, *, deadline: float = float("inf"), grace_seconds: float = 120.0) -> None:
         self._stop_file, self._deadline, self._grace_seconds = stop_file, deadline, grace_seconds
         self._reader, self._writer = socket.socketpair()
-        self._reader.settimeout(0.5)
+        self._reader.settimeout(_LOOK_EVERY_SECONDS)
         self._writer.setblocking(False)
         self._obeyed = threading.Event()
         self.requested = False
@@ -57,14 +58,19 @@ class StopWatch:
         while not self.requested:
             self.reason = self._find_request()
             self.requested = bool(self.reason)
-        if self.nothing_to_save:
-            os._exit(EXIT_CONTINUE)
-        if not self._obeyed.wait(self._grace_seconds):
-            waited = f"{self._grace_seconds:.0f} s"
-            print(f"asked to stop ({self.reason}), but no step ended for {waited}; all stacks:", file=sys.stderr)
-            sys.stderr.flush()
-            faulthandler.dump_traceback(all_threads=True)
-            os._exit(EXIT_HANG)
+        patience_ends = time.monotonic() + self._grace_seconds
+        while not self._obeyed.wait(_LOOK_EVERY_SECONDS):
+            if self.nothing_to_save:
+                os._exit(EXIT_CONTINUE)
+            if time.monotonic() >= patience_ends:
+                self._end_as_hang()
+
+    def _end_as_hang(self) -> None:
+        waited = f"{self._grace_seconds:.0f} s"
+        print(f"asked to stop ({self.reason}), but no step ended for {waited}; all stacks:", file=sys.stderr)
+        sys.stderr.flush()
+        faulthandler.dump_traceback(all_threads=True)
+        os._exit(EXIT_HANG)
 
     def _find_request(self) -> str:
         with contextlib.suppress(TimeoutError):
@@ -131,7 +137,8 @@ class Heartbeat:
         self._stop.set()
         if self._thread.is_alive():
             self._thread.join()
-        self.beat()
+        with contextlib.suppress(OSError):
+            self.beat()
 
     def _run(self) -> None:
         while not self._stop.wait(self.every_seconds):

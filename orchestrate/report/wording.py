@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import unicodedata
 from dataclasses import dataclass
@@ -91,8 +92,9 @@ def short_count(value: float) -> str:
 
 
 def epochs(value: float) -> str:
-    """Write the epochs of a budget with at most four digits: `0.5`, `20`, `300`."""
-    return f"{value:.4g}"
+    """Write the epochs of a budget: `0.5`, `20`, `300`; `2` for the 2.005 that whole steps make of 2."""
+    rounded = round(value, 1)
+    return f"{rounded:g}" if math.isclose(value, rounded, rel_tol=0.01) else f"{value:.4g}"
 
 
 def duration(seconds: float | None) -> str:

@@ -65,7 +65,7 @@ def test_short_counts() -> None:
 
 
 def test_epochs_of_budgets_are_not_padded() -> None:
-    assert [epochs(v) for v in (0.5, 20.0, 300.0)] == ["0.5", "20", "300"]
+    assert [epochs(v) for v in (0.5, 20.0, 300.0, 2.005, 0.25)] == ["0.5", "20", "300", "2", "0.25"]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,93 @@
+"""One rank of the worker, started by hand: how it ends, and what it leaves."""
+
+import fcntl
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from orchestrate.config.run import RunConfig, parse_run
+from orchestrate.data.index import dataset_identity
+from orchestrate.runs import RunDir, create_run_dir
+from orchestrate.sweep.space import pin
+from tests.datasets import make_shapes
+
+
+def made_run(folder: Path, sweep: Path, **changes: Any) -> RunDir:
+    """Make the RunDir of the sweep's base, with the plain DDP engine, which starts fastest."""
+    values = yaml.safe_load(sweep.read_text())["base"]
+    values["system"]["engine"] = "ddp"
+    for section, value in changes.items():
+        values[section] |= value
+    config, problems = parse_run(values)
+    assert isinstance(config, RunConfig), problems
+    config, _, problems = pin(config, dataset_identity)
+    assert not problems
+    return create_run_dir(folder / config.fingerprint(), config.to_yaml())
+
+
+def work(run: RunDir) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-m", "orchestrate.worker", str(run.path)]
+    environment = {"ORCHESTRATE_DEVICE": "cpu", "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    return subprocess.run(command, capture_output=True, text=True, env=os.environ | environment, timeout=240)
+
+
+def status(run: RunDir) -> dict[str, Any]:
+    return dict(json.loads(run.status_file.read_text()))
+
+
+def test_loss_that_is_not_finite_ends_as_diverged_and_is_named(sweep_file: Path, tmp_path: Path) -> None:
+    # SGD at this rate overflows fp32 within a few steps.
+    run = made_run(tmp_path, sweep_file, optim={"name": "sgd", "lr": 1e30}, train={"warmup": "0ep"})
+    result = work(run)
+    assert result.returncode == 88, result.stderr
+    assert "error: step " in result.stderr
+    assert "loss = nan" in result.stderr
+    assert status(run)["state"] == "diverged"
+    assert not run.done_file.exists()
+
+
+def test_data_that_changed_since_the_plan_is_refused(sweep_file: Path, tmp_path: Path) -> None:
+    make_shapes(tmp_path / "train", 64, seed=5)
+    run = made_run(tmp_path, sweep_file, data={"train": str(tmp_path / "train")})
+    make_shapes(tmp_path / "other", 64, seed=6)
+    (tmp_path / "train").rename(tmp_path / "before")
+    (tmp_path / "other").rename(tmp_path / "train")
+    result = work(run)
+    assert result.returncode == 2
+    assert "the trial was planned with" in result.stderr
+    assert not run.metrics_file.exists()
+
+
+def test_run_dir_that_another_process_works_on_is_left_alone(sweep_file: Path, tmp_path: Path) -> None:
+    run = made_run(tmp_path, sweep_file)
+    with run.lock_file.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        file.write("elsewhere pid 1\n")
+        file.flush()
+        result = work(run)
+    assert result.returncode == 2
+    assert "another process works on it: elsewhere pid 1" in result.stderr
+    assert not run.status_file.exists()
+
+
+def test_config_of_another_trial_is_refused(sweep_file: Path, tmp_path: Path) -> None:
+    run = made_run(tmp_path, sweep_file)
+    run.config_file.write_text(run.config_file.read_text().replace("seed: 0", "seed: 1", 1))
+    result = work(run)
+    assert result.returncode == 2
+    assert "the folder is of" in result.stderr
+
+
+@pytest.mark.parametrize("arguments", [[], ["a", "b"]])
+def test_worker_without_a_run_dir_says_how_it_is_called(arguments: list[str]) -> None:
+    result = subprocess.run(
+        [sys.executable, "-m", "orchestrate.worker", *arguments], capture_output=True, text=True, timeout=60
+    )
+    assert result.returncode == 2
+    assert "usage:" in result.stderr
