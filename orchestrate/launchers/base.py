@@ -54,7 +54,7 @@ class LaunchPlan:
         run_dir: absolute folder of the trial.
         attempt: number of the attempt, from 1.
         command: what each rank runs.
-        environment: variables for every rank, added to those of the submitter. In PATH, `$PATH` is the submitter's.
+        environment: variables for every rank, added to those of the submitter.
         ranks: processes to start.
         cwd: absolute folder in which they start.
         stop_grace_seconds: time to save after a stop request, before SIGKILL; workers give up by themselves at 120.
@@ -75,7 +75,7 @@ class LaunchPlan:
         """Write the plan as the shell commands that would do the same."""
         lines = [f"# {self.name}, attempt {self.attempt}: {self.ranks} ranks, logs in {self._logs()}"]
         lines += [f"cd {shlex.quote(str(self.cwd))}"]
-        lines += [f"export {key}={_quoted(key, value)}" for key, value in sorted(self.environment.items())]
+        lines += [f"export {key}={shlex.quote(value)}" for key, value in sorted(self.environment.items())]
         command = " ".join(shlex.quote(part) for part in self.command)
         lines += [f"RANK={rank} LOCAL_RANK={rank} {command} &" for rank in range(self.ranks)]
         return "\n".join([*lines, "wait"])
@@ -98,10 +98,6 @@ class LaunchPlan:
         values = json.loads(text)
         paths = {key: Path(values[key]) for key in ("run_dir", "cwd")}
         return LaunchPlan(**(values | paths | {"command": tuple(values["command"])}))
-
-
-def _quoted(key: str, value: str) -> str:
-    return f'"{value}"' if key == "PATH" else shlex.quote(value)
 
 
 class Phase(StrEnum):

@@ -69,8 +69,6 @@ class LocalLauncher:
             "PYTHONUNBUFFERED": "1",
             # Ranks of one host talk over loopback; a host name that does not resolve would stop them.
             "GLOO_SOCKET_IFNAME": "lo",
-            # DeepSpeed builds its operators with the ninja beside this Python.
-            "PATH": f"{Path(sys.executable).parent}:$PATH",
         }
         if resources.device == "cpu":
             environment["DS_ACCELERATOR"] = "cpu"

@@ -12,7 +12,6 @@ import fcntl
 import os
 import signal
 import socket
-import string
 import subprocess
 import sys
 import time
@@ -228,10 +227,7 @@ def _die_with(supervisor: int) -> Callable[[], None]:
 def rank_environment(plan: LaunchPlan, rank: int) -> dict[str, str]:
     """Return the whole environment of one rank."""
     inherited = {key: value for key, value in os.environ.items() if not key.startswith(_FOREIGN_PREFIXES)}
-    ours = dict(plan.environment)
-    if "PATH" in ours:
-        ours["PATH"] = string.Template(ours["PATH"]).safe_substitute(PATH=os.environ.get("PATH", os.defpath))
-    return {**inherited, **ours, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+    return {**inherited, **plan.environment, "RANK": str(rank), "LOCAL_RANK": str(rank)}
 
 
 def supervise(plan: LaunchPlan, lock: IO[str]) -> None:
