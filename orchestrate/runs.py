@@ -97,10 +97,10 @@ class RunDir:
 
 
 def create_run_dir(path: Path, config_yaml: str) -> RunDir:
-    """Make the folder of a trial, or check that the one there is the same trial's.
+    """Make the folder of a trial; a run.yaml that is there already is left alone.
 
     Raises:
-        RunDirError: the folder cannot be written, or its run.yaml is another config.
+        RunDirError: the folder cannot be written.
     """
     run = RunDir(path)
     try:

@@ -4,9 +4,10 @@ The same RunDir again means: go on from the last whole checkpoint. The environme
 `orchestrate.engine.ranks.join_ranks`), which attempt this is (ORCHESTRATE_ATTEMPT) and when its time is over
 (ORCHESTRATE_DEADLINE, Unix seconds).
 
-Exit codes: 0 done, 75 please continue (state saved), 86 hang, 87 preflight failed, 88 diverged, 2 bad input, 1 other.
+Exit codes: 0 done, 75 please continue (state saved), 86 hang, 88 diverged, 2 bad input, 1 other.
 """
 
+import errno
 import fcntl
 import os
 import platform
@@ -25,6 +26,8 @@ from orchestrate.engine.watch import EXIT_CONTINUE, Heartbeat, StopWatch
 from orchestrate.errors import DataError, DivergedError, OrchestrateError, RunDirError
 from orchestrate.runs import RunDir, write_json
 
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)
+
 
 def main(arguments: list[str] | None = None) -> int:
     """Work on a trial until it is done, stopped or broken; return the exit code."""
@@ -40,6 +43,11 @@ def main(arguments: list[str] | None = None) -> int:
     except OrchestrateError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
+    except OSError as error:
+        if error.errno not in _DISK_ERRORS:
+            traceback.print_exc()
+        print(f"error: {run.path}: {error}; mend that and resume", file=sys.stderr)
+        return 1
     except Exception:
         traceback.print_exc()
         return 1
@@ -55,25 +63,21 @@ def _work(run: RunDir, stop: StopWatch) -> int:
     lock: AbstractContextManager[None] = _locked(run) if main_rank else nullcontext()
     with lock:
         ranks = join_ranks()
-        record = AttemptRecord(run, attempt=int(os.environ.get("ORCHESTRATE_ATTEMPT", 1)), world_size=ranks.world_size)
+        record = HeartbeatFiles(run, attempt=int(os.environ.get("ORCHESTRATE_ATTEMPT", 1)), world_size=ranks.world_size)
         heartbeat = Heartbeat(record.write if main_rank else _write_nothing)
         heartbeat.update(state="starting")
         heartbeat.beat()
         heartbeat.start()
-        code = 1
         try:
             code = _train_and_score(config, run, ranks, stop, heartbeat)
-        except DivergedError:
-            code = DivergedError.exit_code
-            heartbeat.update(state="diverged")
-            raise
-        except BaseException:
-            heartbeat.update(state="failed")
+            heartbeat.update(exit_code=code)
+            leave_ranks()
+        except BaseException as error:
+            state = "diverged" if isinstance(error, DivergedError) else "failed"
+            heartbeat.update(state=state, exit_code=error.exit_code if isinstance(error, OrchestrateError) else 1)
             raise
         finally:
-            heartbeat.update(exit_code=code)
             heartbeat.close()
-            leave_ranks()
     return code
 
 
@@ -109,7 +113,7 @@ def _train_and_score(config: RunConfig, run: RunDir, ranks: Any, stop: StopWatch
     if ranks.is_main:
         weights = save_weights(method, run.weights_file)
         _write_done(config, run, ranks, lengths, weights)
-    ranks.from_main(None)  # nobody leaves before the proof of completion is written
+    ranks.wait_for_main()  # nobody leaves before the proof of completion is written
     heartbeat.update(state="done")
     return 0
 
@@ -127,7 +131,8 @@ def _score(config: RunConfig, run: RunDir, ranks: Any, method: Any, step: int) -
         "random_init": lambda: encode_with(build_method(config).encoder(), prepare, ranks.device),
         "raw_pixels": lambda: raw_pixels,
     }
-    score_encoders(config, run, encoders, step=step, place=Place(ranks.rank, ranks.world_size, ranks.device))
+    place = Place(ranks.rank, ranks.world_size, ranks.device, ranks.wait_for_main)
+    score_encoders(config, run, encoders, step=step, place=place)
 
 
 def _write_done(config: RunConfig, run: RunDir, ranks: Any, lengths: Any, weights_sha256: str) -> None:
@@ -196,7 +201,7 @@ def _locked(run: RunDir) -> Iterator[None]:
         yield
 
 
-class AttemptRecord:
+class HeartbeatFiles:
     """status.json and attempts/<n>.json of one attempt, written by its rank 0."""
 
     def __init__(self, run: RunDir, *, attempt: int, world_size: int) -> None:

@@ -171,13 +171,13 @@ class _NormaliseOverRanks(Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, mean, variance, count = ctx.saved_tensors
+        inverse_std = torch.rsqrt(variance + ctx.eps)
         # torch's kernel for fixed moments, then what the moments' dependence on x takes away: affine in x, so a
-        # batch norm again
+        # batch norm again. CUDA wants the saved moments too, even where it does not use them.
         grad_x, grad_weight, grad_bias = torch.ops.aten.native_batch_norm_backward(
-            grad, x, weight, mean, variance, None, None, False, ctx.eps, [True, True, True]
+            grad, x, weight, mean, variance, mean, inverse_std, False, ctx.eps, [True, True, True]
         )
         slope, offset = _sum_over_ranks(torch.stack([grad_weight, grad_bias])) / count * weight
-        inverse_std = torch.rsqrt(variance + ctx.eps)
         grad_x -= F.batch_norm(x, mean, variance, slope * inverse_std, offset * inverse_std, eps=ctx.eps)
         affine = ctx.needs_input_grad[1]
         return grad_x, grad_weight if affine else None, grad_bias if affine else None, None

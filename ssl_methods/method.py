@@ -49,8 +49,6 @@ class Method(nn.Module, ABC):
     uses_labels: ClassVar[bool] = False
     rank_bound: ClassVar[tuple[str, ...]] = ()
     """What ties the numbers to the rank count, in words; empty if nothing does."""
-    exact_accumulation: ClassVar[bool] = False
-    """Whether summing gradients of micro-batches equals one large batch; batch statistics forbid it."""
 
     def __init__(self, backbone: Backbone) -> None:
         super().__init__()

@@ -20,6 +20,7 @@ class Engine(Protocol):
 
     method: Method
     optimizer: Any  # has param_groups
+    sharded: bool  # whether each rank holds a part of the optimizer state
 
     def forward(self, views: Sequence[Tensor], labels: Tensor | None) -> StepOutput:
         """Compute the loss of this rank's part of the global batch."""
@@ -28,7 +29,7 @@ class Engine(Protocol):
         """Average the gradients over the ranks and take one optimizer step."""
 
     def optimizer_state(self) -> OptimizerState:
-        """Return the whole optimizer state on the CPU; every rank must call it."""
+        """Return the whole optimizer state on the CPU; every rank must call it if the engine is sharded."""
 
     def load_optimizer_state(self, state: OptimizerState) -> None:
         """Take back what `optimizer_state` returned, after the weights were loaded; every rank must call it."""

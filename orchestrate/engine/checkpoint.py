@@ -5,7 +5,7 @@ checkpoints/step-00000120/
     optimizer.safetensors   optimizer state by parameter name                                        rank 0
     rank-<r>.safetensors    random-number state of one rank                                          each rank
     manifest.json           step, samples seen, fingerprint, world size, files with size and SHA-256 rank 0, last
-checkpoints/latest.json     names the newest whole one; moves after its rename
+checkpoints/latest.json     names the newest whole one for people and tools; moves after its rename
 
 A save is written under `.tmp-*`, synced, and renamed. A reader trusts nothing without a manifest that verifies.
 """
@@ -54,14 +54,14 @@ class CheckpointStore:
         Raises:
             CheckpointError: a rank could not write; nothing that existed before is touched.
         """
-        name = f"step-{position.step:08d}"
+        name = _name_of(position.step)
         target = self._folder / name
         aside = self._folder / f".tmp-{name}"
         if self._ranks.is_main:
             shutil.rmtree(aside, ignore_errors=True)
             aside.mkdir(parents=True)
         self._ranks.from_main(None)  # the folder exists before any rank writes into it
-        optimizer_state = engine.optimizer_state()
+        optimizer_state = engine.optimizer_state() if engine.sharded or self._ranks.is_main else {}
         written = self._attempt(lambda: self._write_files(aside, engine, optimizer_state))
         if self._ranks.is_main:
             self._publish(aside, target, position, written)
@@ -99,7 +99,7 @@ class CheckpointStore:
             "world_size": self._ranks.world_size,
             "files": files,
         }
-        write_json(aside / "manifest.json", manifest)
+        write_json(aside / "manifest.json", manifest | {"seal": _seal_of(manifest)})
         if target.exists():  # damaged or of an earlier, overtaken attempt: set aside, never overwritten
             target.rename(_free_name(self._folder / f".old-{target.name}"))
         _sync_folder(aside)
@@ -185,8 +185,8 @@ def save_weights(module: torch.nn.Module, path: Path) -> str:
 def find_damage(checkpoint: Path) -> str:
     """Say what is wrong with a checkpoint; empty if it is whole."""
     manifest = read_json(checkpoint / "manifest.json")
-    if manifest is None or manifest.get("format") != FORMAT:
-        return "manifest.json is missing, unreadable or of another format"
+    if manifest is None or not _is_sealed(manifest) or checkpoint.name != _name_of(manifest["step"]):
+        return "manifest.json is missing, damaged or of another format"
     for name, facts in manifest["files"].items():
         path = checkpoint / name
         if not path.is_file():
@@ -196,6 +196,20 @@ def find_damage(checkpoint: Path) -> str:
         if _sha256(path) != facts["sha256"]:
             return f"{name} fails its SHA-256"
     return ""
+
+
+def _name_of(step: int) -> str:
+    return f"step-{step:08d}"
+
+
+def _seal_of(manifest: Mapping[str, Any]) -> str:
+    """Hash everything a manifest says, so that a flipped digit in it is damage as well."""
+    text = json.dumps({key: value for key, value in manifest.items() if key != "seal"}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _is_sealed(manifest: Mapping[str, Any]) -> bool:
+    return manifest.get("format") == FORMAT and manifest.get("seal") == _seal_of(manifest)
 
 
 def _candidates(folder: Path) -> list[Path]:

@@ -16,6 +16,8 @@ from ssl_methods.method import Method, StepOutput
 class DdpEngine:
     """Train with gradients averaged by DistributedDataParallel."""
 
+    sharded = False
+
     def __init__(self, config: RunConfig, method: Method, ranks: Ranks) -> None:
         self.method = method
         self.optimizer = build_optimizer(config.optim, method, global_batch=config.train.global_batch)

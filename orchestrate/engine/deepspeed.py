@@ -25,7 +25,12 @@ def deepspeed_config(config: RunConfig, world_size: int) -> dict[str, Any]:
         "zero_allow_untested_optimizer": True,
         "zero_optimization": {"stage": config.system.zero_stage, "overlap_comm": False},
         # Parameters and twins stay fp32: plain "bf16" would round an average with momentum 0.996 away.
-        "torch_autocast": {"enabled": config.train.precision == "bf16", "dtype": "bfloat16"},
+        # No module is "lower precision safe": that would sum their gradients over ranks in bf16 under ZeRO.
+        "torch_autocast": {
+            "enabled": config.train.precision == "bf16",
+            "dtype": "bfloat16",
+            "lower_precision_safe_modules": [],
+        },
         "checkpoint": {"tag_validation": "Fail"},
         "steps_per_print": 10**9,
     }
@@ -43,7 +48,7 @@ class DeepSpeedEngine:
             config=deepspeed_config(config, ranks.world_size),
             dist_init_required=False,
         )
-        self._sharded = config.system.zero_stage > 0
+        self.sharded = config.system.zero_stage > 0
 
     def forward(self, views: Sequence[Tensor], labels: Tensor | None) -> StepOutput:
         """Compute the loss of this rank's part of the global batch."""
@@ -59,13 +64,13 @@ class DeepSpeedEngine:
         """Return the whole optimizer state on the CPU; under ZeRO the ranks' parts are gathered."""
         return (
             _gathered_state(self.optimizer, self.method)
-            if self._sharded
+            if self.sharded
             else unsharded_state(self.optimizer, self.method)
         )
 
     def load_optimizer_state(self, state: OptimizerState) -> None:
         """Take back what `optimizer_state` returned, at any stage and on any number of ranks."""
-        if self._sharded:
+        if self.sharded:
             _scatter_state(self.optimizer, self.method, state)
         else:
             load_unsharded_state(self.optimizer, self.method, state)

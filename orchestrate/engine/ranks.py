@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 COLLECTIVE_TIMEOUT_MINUTES = 30
+PATIENCE_HOURS = 24
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,7 @@ class Ranks:
     world_size: int
     local_rank: int
     device: torch.device
+    patient_group: Any = None  # gloo, for waits that may be long; None if the default group will do
 
     @property
     def is_main(self) -> bool:
@@ -37,6 +39,11 @@ class Ranks:
     def any(self, flag: bool) -> bool:
         """Return whether any rank raised the flag."""
         return self.mean([torch.tensor(float(flag))])[0] > 0
+
+    def wait_for_main(self) -> None:
+        """Wait until rank 0 comes here too, for hours if it must: it may be fitting a probe."""
+        if self.world_size > 1:
+            dist.broadcast_object_list([None], src=0, group=self.patient_group)
 
     def gather_objects(self, value: Any) -> list[Any]:
         """Return the value of every rank, in rank order, on every rank."""
@@ -66,18 +73,28 @@ def join_ranks(environment: Mapping[str, str] = os.environ) -> Ranks:
     device = torch.device("cuda", local_rank) if kind == "cuda" else torch.device("cpu")
     if kind == "cuda":
         torch.cuda.set_device(device)
+        # fp32 means fp32, and the same step gives the same bits.
+        torch.backends.cudnn.allow_tf32 = False
+        torch.backends.cudnn.benchmark = False
+        torch.backends.cudnn.deterministic = True
     rendezvous = environment.get("ORCHESTRATE_RENDEZVOUS", "env://")
     timeout = timedelta(minutes=COLLECTIVE_TIMEOUT_MINUTES)
     backend = "nccl" if kind == "cuda" else "gloo"
     if world_size == 1 and "MASTER_ADDR" not in environment and rendezvous == "env://":
         store = dist.HashStore()  # type: ignore[attr-defined]
         dist.init_process_group(backend, store=store, rank=0, world_size=1, timeout=timeout)
+    elif rendezvous.startswith("file://"):
+        # Not through a URL, in which `#` and `?` of a path would mean something.
+        path = rendezvous.removeprefix("file://")
+        files = dist.FileStore(path, world_size)  # type: ignore[attr-defined]
+        dist.init_process_group(backend, store=files, rank=rank, world_size=world_size, timeout=timeout)
     else:
         dist.init_process_group(backend, init_method=rendezvous, rank=rank, world_size=world_size, timeout=timeout)
-    return Ranks(rank, world_size, local_rank, device)
+    patient = dist.new_group(backend="gloo", timeout=timedelta(hours=PATIENCE_HOURS)) if world_size > 1 else None
+    return Ranks(rank, world_size, local_rank, device, patient)
 
 
 def leave_ranks() -> None:
-    """Leave the process group; without it a finished process can end in SIGABRT."""
+    """Leave the process group at the end of good work; after an error it might wait for ranks that will never come."""
     if dist.is_initialized():
         dist.destroy_process_group()

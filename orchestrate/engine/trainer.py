@@ -28,7 +28,7 @@ from orchestrate.engine.optim import set_learning_rates
 from orchestrate.engine.ranks import Ranks
 from orchestrate.engine.schedule import Schedule
 from orchestrate.engine.watch import Heartbeat, StopWatch
-from orchestrate.errors import DivergedError
+from orchestrate.errors import CheckpointError, DivergedError
 from orchestrate.runs import RunDir
 from ssl_methods.method import Progress, StepOutput
 from ssl_methods.views import ViewRecipe, normalise
@@ -127,7 +127,8 @@ class Trainer:
         self._order = _plan_of(stream.order)
         if position is not None and position.order != self._order:
             stream.close()
-            raise AssertionError(f"the order of samples changed: {position.order} became {self._order}")
+            reason = f"another order of samples ({position.order}) than this version makes ({self._order})"
+            raise CheckpointError(f"{self._run.checkpoints}: holds {reason}; go on with the version that made it")
         return stream
 
     def _loop(self, stream: TrainStream, start: int) -> bool:
@@ -175,7 +176,7 @@ class Trainer:
         broken = [f"{name} = {value}" for name, value in means.items() if not abs(value) < float("inf")]
         if broken:
             raise DivergedError(f"step {step}: {', '.join(broken)}; lower optim.lr or raise train.warmup")
-        if stops > 0:
+        if stops > 0 and step < self._lengths.total_steps:
             self._stop.obeyed()
         return means, stops > 0
 
@@ -194,6 +195,7 @@ class Trainer:
         log.write(values)
         self._heartbeat.update(
             step=done.step,
+            stepped=time.time(),
             images=images,
             loss=done.means["loss"],
             images_per_second=round(self._throughput.images_per_second, 1),

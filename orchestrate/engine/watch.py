@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 STOP_SIGNALS = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM)
-EXIT_CONTINUE, EXIT_HANG, EXIT_PREFLIGHT, EXIT_DIVERGED = 75, 86, 87, 88
+EXIT_CONTINUE, EXIT_HANG = 75, 86
 _LOOK_EVERY_SECONDS = 0.5
 
 

@@ -6,16 +6,23 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.functional import adaptive_avg_pool2d
 
 from orchestrate.data.stream import EvalStream
 from orchestrate.evaluation.probe import Features
 
 _BATCH = 256
+_RAW_PIXELS_SIDE = 32
 
 
 def raw_pixels(images: Tensor) -> Tensor:
-    """Flatten uint8 images (batch, height, width, 3) to features in 0..1."""
-    return images.flatten(1).float() / 255
+    """Flatten uint8 images (batch, height, width, 3) to features in 0..1; larger than 32 px, they are averaged to 32.
+
+    A baseline needs no more detail, and 224 px would take 600 kB an image.
+    """
+    pixels = images.permute(0, 3, 1, 2).float() / 255
+    side = _RAW_PIXELS_SIDE
+    return (adaptive_avg_pool2d(pixels, side) if max(pixels.shape[2:]) > side else pixels).flatten(1)
 
 
 def encode_with(
@@ -33,7 +40,14 @@ def encode_with(
 
 @torch.no_grad()
 def extract(
-    encode: Callable[[Tensor], Tensor], url: str, *, size: int, rank: int, world_size: int, device: torch.device
+    encode: Callable[[Tensor], Tensor],
+    url: str,
+    *,
+    size: int,
+    rank: int,
+    world_size: int,
+    device: torch.device,
+    workers: int = 0,
 ) -> Features | None:
     """Compute the features of a dataset; every rank must call it.
 
@@ -43,12 +57,14 @@ def extract(
         size: side of the square evaluation view, in pixels.
         rank, world_size: each rank computes a contiguous run of samples.
         device: where the ranks' collectives work.
+        workers: threads that read ahead.
 
     Returns:
         The features in sample order on rank 0, None elsewhere.
     """
     values, labels = [], []
-    for _, images, classes in EvalStream(url, size=size, batch_size=_BATCH, rank=rank, world_size=world_size):
+    stream = EvalStream(url, size=size, batch_size=_BATCH, rank=rank, world_size=world_size, workers=workers)
+    for _, images, classes in stream:
         assert classes is not None, "datasets without labels are refused before a trial starts"
         values.append(encode(images))
         labels.append(classes)

@@ -19,11 +19,12 @@ Encode = Callable[[Tensor], Tensor]  # uint8 images (batch, size, size, 3) -> fe
 
 @dataclass(frozen=True)
 class Place:
-    """Where this process computes: its rank, how many there are, and on what."""
+    """Where this process computes: its rank, how many there are, on what, and how it waits for rank 0's long work."""
 
     rank: int
     world_size: int
     device: torch.device
+    wait_for_main: Callable[[], None]
 
 
 def build_probes(config: RunConfig) -> list[Probe]:
@@ -48,17 +49,24 @@ def score_encoders(
             continue
         encode = build()
         began = time.perf_counter()
-        train, val = (
-            extract(
-                encode, url, size=config.views.size, rank=place.rank, world_size=place.world_size, device=place.device
-            )
-            for url in (config.data.train, config.data.val)
-        )
-        if train is None or val is None:
-            continue
-        seconds = time.perf_counter() - began
-        for probe in probes:
-            _score(run, name, probe, train, val, step=step, feature_seconds=seconds)
+        train, val = (_extract(encode, url, config, place) for url in (config.data.train, config.data.val))
+        if train is not None and val is not None:
+            seconds = time.perf_counter() - began
+            for probe in probes:
+                _score(run, name, probe, train, val, step=step, feature_seconds=seconds)
+        place.wait_for_main()
+
+
+def _extract(encode: Encode, url: str, config: RunConfig, place: Place) -> Features | None:
+    return extract(
+        encode,
+        url,
+        size=config.views.size,
+        rank=place.rank,
+        world_size=place.world_size,
+        device=place.device,
+        workers=config.system.workers,
+    )
 
 
 def _result_file(run: RunDir, encoder: str, probe: Probe) -> Any:

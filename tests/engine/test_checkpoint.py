@@ -82,10 +82,23 @@ def test_damaged_checkpoint_is_named_and_the_one_before_is_taken(
     assert name in said[0]
 
 
-def test_damaged_manifest_is_damage_too(tmp_path: Path, engine: Engine) -> None:
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda text: "",
+        lambda text: text[: len(text) // 2],
+        lambda text: '{"format": 1}',
+        lambda text: text.replace('"step": 2', '"step": 3'),
+        lambda text: text.replace('"samples_seen": 32', '"samples_seen": 33'),
+        lambda text: text.replace('"seed": 0', '"seed": 1'),
+    ],
+)
+def test_damaged_manifest_is_damage_too(tmp_path: Path, engine: Engine, damage: Callable[[str], str]) -> None:
     saved_twice(tmp_path, engine)
-    truncate(tmp_path / "step-00000002" / "manifest.json")
-    (tmp_path / "step-00000002" / "manifest.json").write_text("")
+    manifest = tmp_path / "step-00000002" / "manifest.json"
+    before = manifest.read_text()
+    manifest.write_text(damage(before))
+    assert manifest.read_text() != before
     assert store_of(tmp_path, []).load_newest(engine, "f" * 16) == position(1)
 
 

@@ -29,13 +29,18 @@ def _largest_difference(first: Weights, second: Weights) -> float:
     return max(float((first[name].double() - second[name].double()).abs().max()) for name in first)
 
 
-PARITY = [("sgd", ZERO_0), ("sgd", ZERO_1), ("adamw", ZERO_0), ("adamw", ZERO_1), ("lars", ZERO_0)]
+PARITY = [
+    *[(optimizer, stage, "fp32") for optimizer in ("sgd", "adamw") for stage in (ZERO_0, ZERO_1)],
+    ("lars", ZERO_0, "fp32"),
+    *[("adamw", stage, "bf16") for stage in (ZERO_0, ZERO_1)],
+]
 
 
 def _compare_with_ddp() -> list[tuple[bool, float]]:
     facts = []
-    for optimizer, system in PARITY:
-        (losses, weights), (ddp_losses, ddp_weights) = _train(optimizer, system, 10), _train(optimizer, DDP, 10)
+    for optimizer, system, precision in PARITY:
+        losses, weights = _train(optimizer, system | {"precision": precision}, 10)
+        ddp_losses, ddp_weights = _train(optimizer, DDP | {"precision": precision}, 10)
         facts.append((losses == ddp_losses, _largest_difference(weights, ddp_weights)))
     return facts
 

@@ -19,15 +19,15 @@ OPTIMIZERS: dict[str, dict[str, Any]] = {
 }
 
 
-def run_config(optimizer: str = "adamw", *, method: str = "barlow_twins", **system: Any) -> RunConfig:
+def run_config(optimizer: str = "adamw", *, precision: str = "fp32", **system: Any) -> RunConfig:
     config, problems = parse_run(
         {
             "data": {"train": "unused", "val": "unused", "train_digest": "t", "val_digest": "v"},
-            "method": {"name": method, "embed_dim": 16},
+            "method": {"name": "barlow_twins", "embed_dim": 16},
             "backbone": {"name": "tiny_resnet"},
             "views": {"name": "small_grey", "size": 28},
             "optim": OPTIMIZERS[optimizer],
-            "train": {"global_batch": GLOBAL_BATCH, "budget": "10step"},
+            "train": {"global_batch": GLOBAL_BATCH, "budget": "10step", "precision": precision},
             "system": system,
         }
     )

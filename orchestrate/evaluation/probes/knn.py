@@ -35,6 +35,8 @@ class Knn(Probe):
         for chunk, labels in zip(chunks, answers, strict=True):
             similarity, neighbour = (chunk @ bank).topk(k, dim=1)
             votes = torch.zeros(len(chunk), num_classes)
-            votes.scatter_add_(1, train.labels[neighbour], (similarity / self._temperature).exp())
+            # Less the nearest one's similarity, which scales all votes alike: exp must not overflow.
+            weights = ((similarity - similarity[:, :1]) / self._temperature).exp()
+            votes.scatter_add_(1, train.labels[neighbour], weights)
             correct += int((votes.argmax(dim=1) == labels).sum())
         return {"top1": correct / len(val.labels)}

@@ -45,7 +45,3 @@ def test_each_view_has_its_own_moments() -> None:
 def test_another_number_of_views_is_refused() -> None:
     with pytest.raises(ValueError, match="views: this method takes 2, the recipe makes 1"):
         BarlowTwins(TinyResNet(), embed_dim=16)(VIEWS[:1])
-
-
-def test_accumulation_is_declared_inexact() -> None:
-    assert not BarlowTwins.exact_accumulation
