@@ -6,6 +6,7 @@ import errno
 import shlex
 import time
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -180,6 +181,8 @@ def plan(sweep: SweepFile, cluster: ClusterFile, runs: Runs = None, as_json: AsJ
         wiring.print_json(plan_json(outlook))
     else:
         wiring.console().print(plan_view(outlook))
+    if problems:
+        raise typer.Exit(ConfigError.exit_code)
 
 
 @app.command()
@@ -336,11 +339,9 @@ def resume(
     folder = runs or (Path(place.paths.runs) if place else wiring.DEFAULT_RUNS)
     target = find_target(folder, word)
     record = target.record.with_cluster(place, cluster.read_text()) if place and cluster else target.record
-    ids = [trial.id for trial in target.trials]
-    observed, _ = wiring.look(record.only(ids), folder)
-    for trial in forgive_trials(folder, target.trials, observed, diverged_too=not target.whole):
-        typer.echo(f"{trial.label}: taken up again")
-    wiring.make_true(record, folder, watch=watch, once=once, only=() if target.whole else ids)
+    only = () if target.whole else tuple(trial.id for trial in target.trials)
+    forgive = partial(forgive_trials, diverged_too=not target.whole)
+    wiring.make_true(record, folder, watch=watch, once=once, only=only, forgive=forgive)
 
 
 @app.command()

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from orchestrate.launchers.base import Launcher
+    from orchestrate.sweep.interventions import Forgive
     from orchestrate.sweep.plan import Observed
     from orchestrate.sweep.record import SweepRecord
 
@@ -100,7 +101,15 @@ def _attempt(make: Callable[[], ResultT]) -> ResultT | OrchestrateError:
         return error
 
 
-def make_true(record: SweepRecord, runs: Path, *, watch: bool, once: bool, only: Collection[str] = ()) -> None:
+def make_true(
+    record: SweepRecord,
+    runs: Path,
+    *,
+    watch: bool,
+    once: bool,
+    only: Collection[str] = (),
+    forgive: Forgive | None = None,
+) -> None:
     """Run a sweep with the launcher, data checks and report of this installation; see `Session.make_true`.
 
     Raises:
@@ -115,7 +124,7 @@ def make_true(record: SweepRecord, runs: Path, *, watch: bool, once: bool, only:
     session = Session(runs, launcher_of(record, runs), display, check_data=check_data, write_report=_write_report)
     try:
         with display:
-            is_done = session.make_true(record, once=once, only=only)
+            is_done = session.make_true(record, once=once, only=only, forgive=forgive)
     except LeaseHeldError:
         console().print(status_table(record, sweep_status(record, runs, look(record, runs)[0])))
         raise

@@ -9,8 +9,9 @@ from pydantic import BeforeValidator, PlainSerializer
 
 Unit = Literal["ep", "img", "step", "gpuh", "%"]
 
-_PATTERN = re.compile(r"^(?P<number>\d+(?:\.\d+)?)(?P<prefix>[kMG]?)(?P<unit>ep|img|step|gpuh|%)$")
+_PATTERN = re.compile(r"(?P<number>[0-9]+(?:\.[0-9]+)?)(?P<prefix>[kMG]?)(?P<unit>ep|img|step|gpuh|%)")
 _PREFIXES = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9}
+_MOST = 1e18  # of any unit; beyond it lies only a slip of the finger, and numbers that overflow
 
 
 @dataclass(frozen=True)
@@ -30,13 +31,16 @@ class Budget:
         """Read `20ep`, `1.5ep`, `5Mimg`, `10kstep`, `8gpuh` or `10%`.
 
         Raises:
-            ValueError: the text has no number, no unit or an unknown one.
+            ValueError: the text has no number, no unit or an unknown one, or the amount is beyond all machines.
         """
-        match = _PATTERN.match(text.strip()) if isinstance(text, str) else None
+        match = _PATTERN.fullmatch(text.strip()) if isinstance(text, str) else None
         if match is None:
             raise ValueError("not an amount with a unit; write 20ep, 5Mimg, 10kstep or (where it says so) 8gpuh, 10%")
         unit: Unit = match["unit"]  # type: ignore[assignment]
-        return Budget(float(match["number"]) * _PREFIXES[match["prefix"]], unit)
+        amount = float(match["number"]) * _PREFIXES[match["prefix"]]
+        if amount > _MOST:
+            raise ValueError(f"must be at most {_MOST:g} {unit}")
+        return Budget(amount, unit)
 
     def __str__(self) -> str:
         """Write the canonical form, which `parse` reads back to an equal budget."""

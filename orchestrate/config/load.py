@@ -5,10 +5,11 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar, get_args
 
 import yaml
 from pydantic import ValidationError
+from yaml.reader import ReaderError
 
 from orchestrate.config.section import Section
 from orchestrate.errors import ConfigError
@@ -19,17 +20,28 @@ ABSENT: Any = object()  # value of a problem that is about a key alone
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.1 without its surprises: `1e-6` is a number, `on`, `off`, `yes` and `no` are words."""
+    """YAML without the surprises of version 1.1.
+
+    `1e-6` is a number; `on`, `off`, `yes`, `no`, `010`, `1_000` and `1:30` are words.
+    """
 
 
+_TAG = "tag:yaml.org,2002:"
+_SURPRISING = tuple(f"{_TAG}{kind}" for kind in ("bool", "int", "float", "value"))
 _Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag not in ("tag:yaml.org,2002:bool",)]
+    first: [(tag, pattern) for tag, pattern in resolvers if tag not in _SURPRISING]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
-_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|false|False)$"), list("tTfF"))
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(?:\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+0123456789.")
-)
+for _kind, _pattern, _first in (
+    ("bool", r"true|True|false|False", "tTfF"),
+    ("int", r"[-+]?(?:0|[1-9][0-9]*)|0x[0-9a-fA-F]+", "-+0123456789"),
+    ("float", r"[-+]?(?:[0-9]+\.[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?|[-+]?[0-9]+[eE][-+]?[0-9]+", "-+0123456789."),
+    ("float", r"[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)", "-+."),
+):
+    _Loader.add_implicit_resolver(f"{_TAG}{_kind}", re.compile(f"^(?:{_pattern})$"), list(_first))
+
+_DEEPEST = 100  # levels; our files have six, and Python's stack ends at some hundred
+_TOO_DEEP = f"nested more than {_DEEPEST} levels deep, or an anchor that holds itself"
 
 
 @dataclass(frozen=True)
@@ -95,28 +107,34 @@ def read_document(path: Path) -> Document:
 
 def parse_document(text: str, path: Path) -> Document:
     """Parse YAML text; see `read_document`."""
-    loader = _Loader(text)
+    lines: dict[Key, int] = {}
     try:
+        loader = _Loader(text)
         node = loader.get_single_node()
-        lines: dict[Key, int] = {}
         data = {} if node is None else _construct(loader, node, (), lines, path)
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise ConfigError(f"{path}:{line}: not YAML: {error.problem}") from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}:1: not YAML: {error}") from error
-    finally:
-        loader.dispose()
+    except ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        reason = f"the character U+{ord(text[error.position]):04X} cannot be in a text; remove it"
+        raise ConfigError(f"{path}:{line}: not YAML: {reason}") from error
+    except RecursionError as error:
+        raise ConfigError(f"{path}:1: not YAML: {_TOO_DEEP}") from error
     if not isinstance(data, dict):
         raise ConfigError(f"{path}:1: the top level is a {type(data).__name__}; write `key: value` lines")
     return Document(path, data, lines, text)
 
 
 def _construct(loader: _Loader, node: yaml.Node, key: Key, lines: dict[Key, int], path: Path) -> Any:
+    if len(key) > _DEEPEST:
+        raise ConfigError(f"{path}:{node.start_mark.line + 1}: not YAML: {_TOO_DEEP}")
     if isinstance(node, yaml.MappingNode):
         result: dict[str, Any] = {}
         for key_node, value_node in node.value:
-            name = str(loader.construct_object(key_node))
+            if not isinstance(key_node, yaml.ScalarNode):
+                raise ConfigError(f"{path}:{key_node.start_mark.line + 1}: not YAML: a key must be one word")
+            name = str(_scalar(loader, key_node, key, path))
             if name in result:
                 raise ConfigError(
                     f"{path}:{key_node.start_mark.line + 1}: {dotted((*key, name))}: given twice; "
@@ -129,7 +147,19 @@ def _construct(loader: _Loader, node: yaml.Node, key: Key, lines: dict[Key, int]
         for index, item in enumerate(node.value):
             lines[(*key, index)] = item.start_mark.line + 1
         return [_construct(loader, item, (*key, index), lines, path) for index, item in enumerate(node.value)]
-    return loader.construct_object(node, deep=True)
+    return _scalar(loader, node, key, path)
+
+
+def _scalar(loader: _Loader, node: yaml.Node, key: Key, path: Path) -> Any:
+    where = f"{path}:{node.start_mark.line + 1}: not YAML: {dotted(key)}"
+    try:
+        value = loader.construct_object(node)
+    except (ValueError, LookupError, AttributeError) as error:  # what PyYAML raises is up to each kind of scalar
+        kind = node.tag.removeprefix(_TAG)
+        raise ConfigError(f"{where}: {_short(node.value)} is no {kind}; quote it if it is a text") from error
+    if isinstance(value, str) and "\0" in value:
+        raise ConfigError(f"{where}: holds a NUL character; remove it")
+    return value
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:
@@ -146,25 +176,48 @@ def problems_of(error: ValidationError, section: type[Section], at: Key) -> list
 
 def _problem(entry: Any, section: type[Section], at: Key) -> Problem:
     location = tuple(entry["loc"])
+    if location and location[-1] == "[key]":  # pydantic's mark for a key, not a value, that is wrong
+        location = location[:-1]
     key = (*at, *location)
     if entry["type"] == "extra_forbidden":
         owner = _section_at(section, location[:-1])
         return Problem(key, ABSENT, f"unknown key; {suggestion(str(location[-1]), owner.model_fields)}")
     if entry["type"] == "missing":
         owner = _section_at(section, location[:-1])
-        return Problem(key, ABSENT, f"missing; add `{location[-1]}: ...` to {dotted(at) if at else 'the file'}")
+        parent = dotted(key[:-1]) if key[:-1] else "the file"
+        return Problem(key, ABSENT, f"missing; add `{location[-1]}: ...` to {parent}")
+    if entry["type"] == "model_type":
+        return Problem(key, entry["input"], _mapping_hint(_section_at(section, location), entry["input"]))
+    if entry["type"] in _REASONS:
+        return Problem(key, entry["input"], _REASONS[entry["type"]])
     reason = entry["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
     if reason != entry["msg"] and entry["msg"].startswith("Input should be "):
         reason = f"must be {reason}"
     return Problem(key, entry["input"], reason)
 
 
+_REASONS = {
+    "dict_type": "must be a mapping of keys; write `key: value` lines",
+    "list_type": "must be a list; write `[a, b]`",
+    "string_too_short": "must not be empty",
+}
+
+
+def _mapping_hint(section: type[Section], value: Any) -> str:
+    fields = section.model_fields
+    first = next((name for name, info in fields.items() if info.is_required()), next(iter(fields), "key"))
+    if first == "name" and isinstance(value, str):
+        return f"must be a mapping of keys; write `{{name: {value}}}`"
+    return f"must be a mapping of keys, such as `{{{first}: ...}}`"
+
+
 def _section_at(section: type[Section], location: tuple[Any, ...]) -> type[Section]:
     for part in location:
         field_info = section.model_fields.get(str(part))
         annotation = field_info.annotation if field_info else None
-        if isinstance(annotation, type) and issubclass(annotation, Section):
-            section = annotation
+        for each in (annotation, *get_args(annotation)):
+            if isinstance(each, type) and issubclass(each, Section):
+                section = each
     return section
 
 

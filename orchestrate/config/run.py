@@ -21,7 +21,8 @@ from orchestrate.config.load import (
     read_document,
     suggestion,
 )
-from orchestrate.config.section import Plugin, PluginField, Section, plugin_section, resolve_plugin
+from orchestrate.config.plugin import parse_plugin, stated_name
+from orchestrate.config.section import Plugin, PluginField, Section
 from orchestrate.errors import ConfigError
 from ssl_methods import plugins
 
@@ -32,6 +33,7 @@ FORMAT = 1  # raise it when the meaning of a key changes: old fingerprints then 
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+Url = Annotated[str, Field(min_length=1)]
 
 
 def _above_zero(budget: Budget) -> Budget:
@@ -49,8 +51,8 @@ def _of_known_length(budget: Budget) -> Budget:
 class DataConfig(Section):
     """Datasets by URL. The digests name their contents and are filled in when a sweep is planned."""
 
-    train: str
-    val: str
+    train: Url
+    val: Url
     train_digest: str = ""
     val_digest: str = ""
 
@@ -113,7 +115,7 @@ OPTIMIZERS: dict[str, type[Optimizer]] = {"lars": LarsConfig, "sgd": SgdConfig, 
 class TrainConfig(Section):
     """How long, how large, how seeded. `warmup` may be a part of the budget, as in `10%`."""
 
-    global_batch: Annotated[int, Field(ge=2)]
+    global_batch: Annotated[int, Field(ge=2, le=2**24)]
     budget: Annotated[BudgetField, AfterValidator(_above_zero), AfterValidator(_of_known_length)]
     warmup: BudgetField = Budget(0, "ep")
     schedule: Literal["cosine", "constant"] = "cosine"
@@ -187,8 +189,8 @@ def parse_run(values: Mapping[str, Any]) -> tuple[RunConfig | None, list[Problem
     parts: dict[str, Any] = {}
     for key, section in (_REQUIRED | _OPTIONAL).items():
         parts[key] = _parse_section(section, values, key, problems, required=key in _REQUIRED)
-    parts["method"] = _parse_plugin(METHODS, values.get("method"), ("method",), problems)
-    parts["optim"] = _parse_optimizer(values.get("optim"), problems)
+    parts["method"] = parse_plugin(METHODS, values.get("method", ABSENT), ("method",), problems)
+    parts["optim"] = _parse_optimizer(values.get("optim", ABSENT), problems)
     parts["probes"] = _parse_probes(values.get("probes", ()), problems)
     if problems:
         return None, problems
@@ -237,25 +239,10 @@ def _needs(section: type[Section]) -> str:
     return ", ".join(f"`{name}`" for name, info in section.model_fields.items() if info.is_required())
 
 
-def _parse_plugin(package: str, values: Any, at: Key, problems: list[Problem]) -> Plugin | None:
-    known = plugins.names(package)
-    name = values.get("name") if isinstance(values, Mapping) else None
-    if not isinstance(name, str):
-        problems.append(Problem((*at, "name"), ABSENT, f"missing; one of {', '.join(known)}"))
-    elif name not in known:
-        problems.append(Problem((*at, "name"), name, f"no such plug-in; {suggestion(name, known)}"))
-    else:
-        try:
-            return resolve_plugin(package, values)
-        except ValidationError as error:
-            problems.extend(problems_of(error, plugin_section(package, name), at))
-    return None
-
-
 def _parse_optimizer(values: Any, problems: list[Problem]) -> Section | None:
-    name = values.get("name") if isinstance(values, Mapping) else None
-    if name not in OPTIMIZERS:
-        problems.append(Problem(("optim", "name"), name, f"no such optimizer; {suggestion(str(name), OPTIMIZERS)}"))
+    name = stated_name(values, OPTIMIZERS, ("optim",), kind="optimizer")
+    if isinstance(name, Problem):
+        problems.append(name)
         return None
     return _validated(OPTIMIZERS[name], values, ("optim",), problems)
 
@@ -264,7 +251,7 @@ def _parse_probes(values: Any, problems: list[Problem]) -> tuple[Plugin | None, 
     if not isinstance(values, (list, tuple)):
         problems.append(Problem(("probes",), values, "must be a list; write `- name: knn` lines"))
         return ()
-    found = tuple(_parse_plugin(PROBES, value, ("probes", index), problems) for index, value in enumerate(values))
+    found = tuple(parse_plugin(PROBES, value, ("probes", index), problems) for index, value in enumerate(values))
     for index, probe in enumerate(found):
         if probe is not None and probe in found[:index]:
             problems.append(Problem(("probes", index), probe.name, "the same probe is listed before; remove one"))

@@ -11,9 +11,11 @@ from ssl_methods import plugins
 
 
 class Section(BaseModel):
-    """A part of a config file: unknown keys and wrong types are errors, values never change."""
+    """A part of a config file: unknown keys, wrong types and infinities are errors, values never change."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, arbitrary_types_allowed=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, arbitrary_types_allowed=True
+    )
 
 
 class Plugin(BaseModel):

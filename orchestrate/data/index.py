@@ -97,14 +97,14 @@ def check_shards(url: str, manifest: Manifest) -> None:
                         f"run `orchestrate data pack` again, which rewrites damaged shards:{shown}{more}")  # fmt: skip
 
 
-def dataset_identity(url: str) -> tuple[str, int, int]:
-    """Say what a run depends on: digest, number of samples, number of classes.
+def dataset_identity(url: str) -> tuple[str, int, tuple[str, ...]]:
+    """Say what a run depends on: digest, number of samples, names of the classes in the order of their labels.
 
     Raises:
         DataError: see `load_manifest`.
     """
     manifest = load_manifest(url)
-    return manifest.digest, manifest.num_samples, manifest.num_classes
+    return manifest.digest, manifest.num_samples, manifest.classes
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:

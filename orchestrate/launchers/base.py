@@ -145,6 +145,9 @@ class Launcher(Protocol):
     def problems(self) -> tuple[str, ...]:
         """Say what the place lacks to run trials as its config asks."""
 
+    def warnings(self, *, parallel: int) -> tuple[str, ...]:
+        """Say what will make trials slow, so many at once, but not stop them."""
+
     def submit(self, plan: LaunchPlan) -> str:
         """Start a job and return its id.
 
@@ -194,9 +197,14 @@ class AttemptRecord:
     last_step: int | None = None
 
     @property
+    def seconds(self) -> float:
+        """Wall-clock time from the start of the job to its end."""
+        return max(0.0, self.ended - self.started)
+
+    @property
     def rank_seconds(self) -> float:
         """Time of all ranks together, wasted or not."""
-        return max(0.0, self.ended - self.started) * self.ranks
+        return self.seconds * self.ranks
 
 
 def jobs_folder(run: RunDir) -> Path:
@@ -242,7 +250,7 @@ def _load_attempt(run: RunDir, number: int) -> AttemptRecord:
     worker: dict[str, Any] = read_json(run.attempt_file(number)) or {}
     if not job:
         end = {"exit_code": worker.get("exit_code")}
-    started = float(job.get("started") or worker.get("started") or 0.0)
+    started = float(job.get("started") or worker.get("started") or worker.get("last_seen") or 0.0)
     return AttemptRecord(
         number=number,
         started=started,

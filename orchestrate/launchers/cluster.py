@@ -1,16 +1,21 @@
 """ClusterConfig: where trials run. It never changes the numbers."""
 
+import re
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
+from orchestrate.config.kind import looks_like, require_kind
 from orchestrate.config.load import build_section, read_document, suggestion
 from orchestrate.config.section import Section
 from ssl_methods import plugins
 
 # Files of this package that are no launchers.
 _NOT_LAUNCHERS = ("base", "cluster", "supervisor")
+# What places a rank; a value of the user's would make all ranks the same one, or wait for others for ever.
+_OWN_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+_OWN_PREFIX = "ORCHESTRATE_"
 
 
 def launcher_names() -> tuple[str, ...]:
@@ -24,12 +29,20 @@ def _known_launcher(name: str) -> str:
     return name
 
 
+def _free_variable(name: str) -> str:
+    if name in _OWN_VARIABLES or name.startswith(_OWN_PREFIX):
+        raise ValueError("is set by the launcher; remove it")
+    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
+        raise ValueError("no name of a variable; write letters, digits and `_`")
+    return name
+
+
 class Resources(Section):
     """What one trial gets: `nodes` x `ranks_per_node` worker processes; on `cuda` a rank owns a GPU."""
 
-    nodes: Annotated[int, Field(ge=1)] = 1
-    ranks_per_node: Annotated[int, Field(ge=1)] = 1
-    cpus_per_rank: Annotated[int, Field(ge=1)] = 1
+    nodes: Annotated[int, Field(ge=1, le=2**16)] = 1
+    ranks_per_node: Annotated[int, Field(ge=1, le=2**10)] = 1
+    cpus_per_rank: Annotated[int, Field(ge=1, le=2**10)] = 1
     device: Literal["cpu", "cuda"] = "cpu"
 
     @property
@@ -58,7 +71,7 @@ class ClusterConfig(Section):
     resources: Resources = Resources()
     limits: ClusterLimits = ClusterLimits()
     paths: Paths = Paths()
-    environment: dict[str, str] = Field(default_factory=dict)
+    environment: dict[Annotated[str, AfterValidator(_free_variable)], str] = Field(default_factory=dict)
 
 
 def load_cluster(path: Path) -> ClusterConfig:
@@ -67,4 +80,7 @@ def load_cluster(path: Path) -> ClusterConfig:
     Raises:
         ConfigError: every problem of the file, a line each.
     """
-    return build_section(ClusterConfig, read_document(path))
+    document = read_document(path)
+    if looks_like(document) not in ("cluster", None):
+        require_kind(document, "cluster")
+    return build_section(ClusterConfig, document)

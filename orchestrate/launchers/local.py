@@ -6,12 +6,13 @@ import contextlib
 import os
 import selectors
 import signal
-import socket
 import subprocess
 import sys
+import tempfile
+import time
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from orchestrate.errors import LaunchError
 from orchestrate.launchers.base import (
@@ -26,7 +27,7 @@ from orchestrate.launchers.base import (
     jobs_folder,
     trial_of,
 )
-from orchestrate.launchers.supervisor import BUSY, STARTED, boot_id, lock_is_held, process_start_ticks
+from orchestrate.launchers.supervisor import BUSY, STARTED, is_here, process_start_ticks, sign_of_life
 from orchestrate.runs import RunDir, read_json
 
 if TYPE_CHECKING:
@@ -97,6 +98,15 @@ class LocalLauncher:
                 found.append(f"cluster: limits.parallel: {parallel}: trials would share the same GPUs; write 1")
         return tuple(found)
 
+    def warnings(self, *, parallel: int) -> tuple[str, ...]:
+        """Say whether so many trials at once have more ranks than this host has cores for."""
+        resources, cores = self._cluster.resources, len(os.sched_getaffinity(0))
+        ranks, cpus = resources.ranks_per_node, resources.cpus_per_rank
+        if ranks * cpus * parallel <= cores:
+            return ()
+        asked = f"{_counted(ranks, 'rank')} x {_counted(cpus, 'CPU')} x {_counted(parallel, 'trial')}"
+        return (f"{asked} on {_counted(cores, 'core')}: they will slow each other down",)
+
     def submit(self, plan: LaunchPlan) -> str:
         """Start a supervisor and return the job's id once it holds the trial.
 
@@ -104,22 +114,27 @@ class LocalLauncher:
             JobExistsError: a job of the same trial is live, or has used this attempt number.
             LaunchError: it could not be started.
         """
-        child = subprocess.Popen(
-            (sys.executable, "-m", "orchestrate.launchers.supervisor"),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-            cwd=plan.cwd,
-        )
-        self._children.append(child)
-        answer = _ask(child, plan.to_json())
-        if answer.startswith(STARTED):
-            return _job_id(plan.name, plan.attempt)
-        if answer.startswith(BUSY):
-            raise JobExistsError(answer.removeprefix(BUSY).strip())
-        child.kill()
-        raise LaunchError(f"{plan.name}: the supervisor did not start: {answer.strip() or 'no answer'}")
+        # Not a pipe, which nobody would read, nor the pipe of the answer, into which Python writes its warnings.
+        with tempfile.TemporaryFile() as errors:
+            child = subprocess.Popen(
+                (sys.executable, "-m", "orchestrate.launchers.supervisor"),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                bufsize=0,
+                start_new_session=True,
+                cwd=plan.cwd,
+            )
+            self._children.append(child)
+            answer = _ask(child, plan.to_json())
+            if answer.startswith(STARTED):
+                return _job_id(plan.name, plan.attempt)
+            if answer.startswith(BUSY):
+                raise JobExistsError(answer.removeprefix(BUSY).strip())
+            child.kill()
+            errors.seek(0)
+            told = (answer + errors.read().decode(errors="replace")).strip()
+        raise LaunchError(f"{plan.name}: the supervisor did not start: {told or 'no answer'}")
 
     def poll(self, names: Iterable[str]) -> dict[str, JobState]:
         """Return the state of the latest job of each name; names never submitted are left out."""
@@ -132,7 +147,7 @@ class LocalLauncher:
         for job in jobs:
             run, attempt = self._run(job)
             record = read_json(job_file(run, attempt)) or {}
-            if _is_here(record) and process_start_ticks(record["pid"]) == record["start_ticks"]:
+            if is_here(record) and process_start_ticks(record["pid"]) == record["start_ticks"]:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(record["pid"], signal.SIGTERM)
 
@@ -155,7 +170,7 @@ class LocalLauncher:
         job = _job_id(name, attempt)
         record = read_json(job_file(run, attempt)) or {}
         # The order matters: a supervisor writes its last record before it lets go of the lock.
-        life = _sign_of_life(run, record)
+        life = sign_of_life(run, record)
         end = read_json(exit_file(run, attempt))
         if end is not None:
             code, ended = int(end["exit_code"]), float(end["ended"])
@@ -171,37 +186,24 @@ def num_visible_gpus(devices: Path = Path("/dev")) -> int:
     return there if chosen is None else min(there, len([part for part in chosen.split(",") if part.strip()]))
 
 
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def _job_id(name: str, attempt: int) -> str:
     return f"{name}.{attempt}"
 
 
-def _is_here(record: dict[str, Any]) -> bool:
-    return "pid" in record and record.get("boot_id") == boot_id()
-
-
-def _sign_of_life(run: RunDir, record: dict[str, Any]) -> tuple[Phase, str]:
-    host = record.get("host", "")
-    if lock_is_held(run):
-        return Phase.RUNNING, f"processes of the job hold {run.path.name}/jobs/lock on {host}"
-    if _is_here(record):
-        if process_start_ticks(record["pid"]) == record["start_ticks"]:
-            return Phase.RUNNING, f"its supervisor is process {record['pid']}"
-        return Phase.LOST, f"process {record['pid']} is gone and left no exit code; it was killed"
-    if host == socket.gethostname():
-        return Phase.LOST, "the host has booted since"
-    # File locks do not reach over every shared file system, so a free lock proves nothing about another host.
-    return Phase.UNKNOWN, f"it was started on {host}, which cannot be asked from {socket.gethostname()}"
-
-
 def _ask(child: subprocess.Popen[bytes], text: str) -> str:
-    """Send a supervisor its plan and return its answer: one line, or all it says if it dies."""
+    """Send a supervisor its plan and return its answer, a line; or all that it says, if it ends without one."""
     assert child.stdin is not None and child.stdout is not None
+    said, deadline = b"", time.monotonic() + _ANSWER_SECONDS
     with child.stdout as output, selectors.DefaultSelector() as selector:
         with contextlib.suppress(BrokenPipeError), child.stdin as pipe:
             pipe.write(text.encode())
         selector.register(output, selectors.EVENT_READ)
-        if not selector.select(_ANSWER_SECONDS):
-            return ""
-        first = output.readline()
-        answered = first.startswith((STARTED.encode(), BUSY.encode()))
-        return (first if answered else first + output.read()).decode(errors="replace")
+        while selector.select(max(0.0, deadline - time.monotonic())) and (line := output.readline()):
+            if line.startswith((STARTED.encode(), BUSY.encode())):
+                return line.decode(errors="replace")
+            said += line
+    return said.decode(errors="replace")

@@ -15,13 +15,14 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from orchestrate.launchers.base import (
     SIGNAL_BASE,
     LaunchPlan,
+    Phase,
     attempt_numbers,
     checkpoint_step,
     exit_file,
@@ -31,7 +32,7 @@ from orchestrate.launchers.base import (
 from orchestrate.runs import RunDir, write_json
 
 STARTED, BUSY = "started", "busy"
-DIVERGED, PREFLIGHT, HANG, CONTINUE = 88, 87, 86, 75
+DIVERGED, PREFLIGHT, HANG, CONTINUE, BAD_INPUT = 88, 87, 86, 75, 2
 COMMAND_NOT_FOUND = 127
 
 _STOP_SIGNALS = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2})
@@ -84,8 +85,9 @@ def group_exit_code(codes: Sequence[int], first: Sequence[int], *, stopping: boo
         stopping: whether a person or scheduler asked the job to stop.
 
     Returns:
-        0 if all are 0. Else 88 or 87 if any rank says so, as no other rank's end causes these; else the first failure:
-        86, then a signal (128 + its number), then 75, then any other code.
+        0 if all are 0. Else 88 or 87 if any rank says so, as no other rank's end causes these; else 86 if it is among
+        the first failures; else 2 if any rank says so, for the same reason; else the first failure: a signal (128 + its
+        number), then 75, then any other code.
     """
     for code in (DIVERGED, PREFLIGHT):
         if code in codes:
@@ -97,6 +99,8 @@ def group_exit_code(codes: Sequence[int], first: Sequence[int], *, stopping: boo
     failures = [code for code in first if code] or [code for code in codes if code]
     if not failures:
         return 0
+    if HANG not in failures and BAD_INPUT in codes:
+        return BAD_INPUT
     chosen = min(failures, key=_rank_of_failure)
     return SIGNAL_BASE - chosen if chosen < 0 else chosen
 
@@ -263,6 +267,26 @@ def process_start_ticks(pid: int) -> int | None:
 def boot_id() -> str:
     """Name this boot of this machine."""
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
+def is_here(record: Mapping[str, Any]) -> bool:
+    """Tell whether the supervisor that wrote the record of a start is of this boot of this machine."""
+    return "pid" in record and record.get("boot_id") == boot_id()
+
+
+def sign_of_life(run: RunDir, record: Mapping[str, Any]) -> tuple[Phase, str]:
+    """Say whether the job that wrote the record of a start lives, and why; for a job without a record of its end."""
+    host = record.get("host", "")
+    if lock_is_held(run):
+        return Phase.RUNNING, f"processes of the job hold {run.path.name}/jobs/lock on {host}"
+    if is_here(record):
+        if process_start_ticks(record["pid"]) == record["start_ticks"]:
+            return Phase.RUNNING, f"its supervisor is process {record['pid']}"
+        return Phase.LOST, f"process {record['pid']} is gone and left no exit code; it was killed"
+    if host == socket.gethostname():
+        return Phase.LOST, "the host has booted since"
+    # File locks do not reach over every shared file system, so a free lock proves nothing about another host.
+    return Phase.UNKNOWN, f"it was started on {host}, which cannot be asked from {socket.gethostname()}"
 
 
 def _record_start(plan: LaunchPlan) -> None:

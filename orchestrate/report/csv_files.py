@@ -10,6 +10,7 @@ from pathlib import Path
 from orchestrate.report.curves import Baseline, Curve, Point, Spread
 from orchestrate.report.queries import Sweep, flatten
 from orchestrate.report.tables import axis_value, plain, swept_axes
+from orchestrate.runs import write_text
 
 _TRIAL_FIELDS = (
     "state", "note", "device", "world_size", "num_attempts", "step", "total_steps", "images", "epochs",
@@ -86,4 +87,4 @@ def _write(path: Path, header: Sequence[str], rows: Iterable[Sequence[str]]) -> 
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(header)
     writer.writerows(rows)
-    path.write_text(buffer.getvalue(), encoding="utf-8", newline="\n")
+    write_text(path, buffer.getvalue())

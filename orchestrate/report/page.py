@@ -10,6 +10,7 @@ from orchestrate.report.curves import Baseline, Curve, build_baselines, build_cu
 from orchestrate.report.plots import Data
 from orchestrate.report.queries import Sweep, load_sweep, metric_names
 from orchestrate.report.wording import Metric, printable
+from orchestrate.runs import write_text
 
 _HERE = Path(__file__).parent
 
@@ -32,12 +33,12 @@ def write_report(sweep_dir: Path, trials_dir: Path, out_dir: Path) -> Path:
     metrics = metric_names(sweep.trials, sweep.objective)
     curves = {key: build_curves(sweep.trials, key) for key in metrics}
     baselines = {key: build_baselines(sweep.trials, key) for key in metrics}
-    out_dir.mkdir(parents=True, exist_ok=True)
     csv_files.write_trials(out_dir / "trials.csv", sweep)
     csv_files.write_curves(out_dir / "curves.csv", curves)
     csv_files.write_baselines(out_dir / "baselines.csv", baselines)
+    # Last: the time of the page tells the next command whether all of the report is newer than the results.
     page = out_dir / "index.html"
-    page.write_text(_render(sweep, curves, baselines, trials_dir), encoding="utf-8", newline="\n")
+    write_text(page, _render(sweep, curves, baselines, trials_dir))
     return page
 
 

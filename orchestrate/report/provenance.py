@@ -52,7 +52,7 @@ def _state_order(state: str) -> tuple[int, str]:
 
 def _commit(sweep: Sweep) -> str:
     if sweep.commit is None:
-        return "unknown: the sweep was not started from a git checkout"
+        return "unknown: the code was not a git checkout"
     return f"{sweep.commit}{', with changes that were not committed' if sweep.is_dirty else ''}"
 
 

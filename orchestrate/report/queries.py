@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from orchestrate.errors import RunDirError
-from orchestrate.runs import RunDir
+from orchestrate.launchers.base import SIGNAL_BASE, AttemptRecord, Phase, job_file, load_attempts
+from orchestrate.launchers.supervisor import CONTINUE, DIVERGED, HANG, PREFLIGHT, sign_of_life
+from orchestrate.runs import RunDir, read_json
 
-NOT_STARTED, UNREADABLE = "not started", "unreadable"
+NOT_STARTED, INTERRUPTED, UNREADABLE = "not started", "interrupted", "unreadable"
 # The order in which states are told: what is finished, what is under way, what is over, what never began.
 STATES = (
-    "done", "evaluating", "training", "starting", "stopped", "diverged", "failed", "cancelled", UNREADABLE, NOT_STARTED,
+    "done", "evaluating", "training", "starting", INTERRUPTED, "stopped", "diverged", "failed", "cancelled", UNREADABLE,
+    NOT_STARTED,
 )  # fmt: skip
+# What exit codes of a job say of its trial; signals interrupt it, anything else is its failure.
+_EXITS = {0: INTERRUPTED, HANG: INTERRUPTED, PREFLIGHT: INTERRUPTED, CONTINUE: "stopped", DIVERGED: "diverged"}
 CLOSED = frozenset({"done", "diverged", "failed", "cancelled"})  # no more results will come
 
 
@@ -34,7 +39,7 @@ class TrialRow:
 
     `metrics` is empty unless the trial is done. `train_seconds` is the wall-clock of the optimizer steps, each counted
     once; `rank_seconds` is that times the ranks. `spent_seconds` and `spent_rank_seconds` are of all attempts from
-    start to end: starting up, steps made twice, probes, lost attempts too.
+    start to end, as `orchestrate status` counts them: starting up, steps made twice, probes, lost attempts too.
     """
 
     id: str
@@ -190,17 +195,15 @@ def _trial(entry: dict[str, Any], run: RunDir) -> TrialRow:
 def _observe(row: TrialRow, run: RunDir) -> TrialRow:
     done = _read_object(run.done_file)
     status = _read_object(run.status_file) or {}
-    attempts = [_read_object(path) or {} for path in sorted(run.attempts.glob("*.json"))]
-    seconds = [float(attempt["last_seen"]) - float(attempt["started"]) for attempt in attempts]
-    ranks = [int(attempt["world_size"]) for attempt in attempts]
-    spent = sum(seconds), sum(s * n for s, n in zip(seconds, ranks, strict=True))
+    attempts = load_attempts(run)
+    spent = sum(attempt.seconds for attempt in attempts), sum(attempt.rank_seconds for attempt in attempts)
     if done is not None:
         return _done_row(row, done, status, num_attempts=len(attempts), spent=spent)
     return TrialRow(
         row.id,
         row.assignment,
         row.config,
-        _unfinished_state(run, status, num_attempts=len(attempts)),
+        _unfinished_state(run, status, attempts),
         step=status.get("step"),
         total_steps=status.get("total_steps") or row.total_steps,
         images=status.get("images"),
@@ -237,12 +240,26 @@ def _done_row(
     )
 
 
-def _unfinished_state(run: RunDir, status: dict[str, Any], *, num_attempts: int) -> str:
+def _unfinished_state(run: RunDir, status: dict[str, Any], attempts: Sequence[AttemptRecord]) -> str:
+    """Name the state by what ended the last attempt; a heartbeat is believed only while nothing says that it ended."""
     if run.cancelled_file.exists():
         return "cancelled"
-    state = status.get("state", "starting" if num_attempts else NOT_STARTED)
+    last = attempts[-1] if attempts else None
+    if last is not None and last.exit_code is not None:
+        return INTERRUPTED if last.exit_code >= SIGNAL_BASE else _EXITS.get(last.exit_code, "failed")
+    if last is not None and _is_lost(run, last):
+        return INTERRUPTED
+    state = status.get("state", "starting" if last else NOT_STARTED)
+    if last is not None and int(status.get("attempt") or last.number) < last.number:
+        state = "starting"
     # Only done.json proves completion; without it a rank that says "done" is still about to write it.
     return "evaluating" if state == "done" else str(state)
+
+
+def _is_lost(run: RunDir, attempt: AttemptRecord) -> bool:
+    """Tell whether the job of an attempt is known to be gone; a worker started by hand leaves no record of one."""
+    job = read_json(job_file(run, attempt.number))
+    return job is not None and sign_of_life(run, job)[0] is Phase.LOST
 
 
 def _read_object(path: Path) -> dict[str, Any] | None:

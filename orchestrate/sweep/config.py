@@ -1,15 +1,23 @@
 """SweepConfig: what a sweep file says, before its space is expanded."""
 
+import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import AfterValidator, Field, ValidationError
 
-from orchestrate.config.load import Document, Problem, build_section, raise_problems, read_document, suggestion
+from orchestrate.config.load import ABSENT, Document, Key, Problem, problems_of, raise_problems, read_document
+from orchestrate.config.plugin import parse_plugin
 from orchestrate.config.section import Plugin, Section, resolve_plugin
-from ssl_methods import plugins
 
 STRATEGIES = "orchestrate.sweep.strategies"
+
+
+def _folder_name(name: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", name):
+        raise ValueError("must be letters, digits, `.`, `_` and `-`, at most 64, the first a letter or digit")
+    return name
 
 
 class Objective(Section):
@@ -33,22 +41,12 @@ class SweepConfig(Section):
     values of joined keys are lists, an entry a key.
     """
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+    name: Annotated[str, AfterValidator(_folder_name)]
     base: dict[str, Any]
-    space: dict[str, Annotated[list[Any], Field(min_length=1)]] = Field(default_factory=dict)
+    space: dict[str, list[Any]] = Field(default_factory=dict)
     strategy: dict[str, Any] = Field(default_factory=lambda: {"name": "grid"})
     objective: Objective | None = None
     limits: SweepLimits = SweepLimits()
-
-    @field_validator("space")
-    @classmethod
-    def _joined_keys_have_joined_values(cls, space: dict[str, list[Any]]) -> dict[str, list[Any]]:
-        for axis, values in space.items():
-            keys = axis.split(",")
-            for value in values:
-                if len(keys) > 1 and not (isinstance(value, list) and len(value) == len(keys)):
-                    raise ValueError(f"`{axis}`: {value!r} must be a list of {len(keys)} values, one for each key")
-        return space
 
     def resolved_strategy(self) -> Plugin:
         """Return the strategy with all its parameters."""
@@ -67,10 +65,48 @@ def load_sweep(path: Path) -> tuple[SweepConfig, Document]:
 
 def sweep_of(document: Document) -> SweepConfig:
     """Build a SweepConfig from a parsed file; see `load_sweep`."""
-    sweep = build_section(SweepConfig, document)
-    known = plugins.names(STRATEGIES)
-    name = sweep.strategy.get("name")
-    if name not in known:
-        reason = f"no such strategy; {suggestion(str(name), known)}"
-        raise_problems(document, [Problem(("strategy", "name"), name, reason)])
+    problems: list[Problem] = []
+    sweep: SweepConfig | None = None
+    try:
+        sweep = SweepConfig.model_validate(document.data)
+    except ValidationError as error:
+        # A strategy that is no mapping is told below, by what could stand there.
+        problems = [each for each in problems_of(error, SweepConfig, ()) if each.key != ("strategy",)]
+    parse_plugin(STRATEGIES, document.data.get("strategy", {"name": "grid"}), ("strategy",), problems, kind="strategy")
+    problems.extend(_space_problems(document.data.get("space", {})))
+    if sweep is None or problems:
+        raise_problems(document, problems)
     return sweep
+
+
+def axis_keys(axis: str) -> list[str]:
+    """Return the dotted keys that an axis sets together."""
+    return [key.strip() for key in axis.split(",")]
+
+
+def _space_problems(space: Any) -> Iterator[Problem]:
+    """Find axes that cannot be meant; what their values do to a trial is seen when it is built."""
+    if not isinstance(space, dict):
+        return
+    owners: dict[str, str] = {}
+    for axis, values in space.items():
+        at: Key = ("space", axis)
+        keys = axis_keys(axis)
+        if not all(all(key.split(".")) for key in keys):
+            yield Problem(at, ABSENT, "names no key; write a key such as `train.seed`, or several joined by commas")
+            continue
+        for key in keys:
+            if owners.setdefault(key, axis) != axis:
+                yield Problem(at, ABSENT, f"`{key}` is on two axes; the other is `{owners[key]}`; remove one")
+        for key in dict.fromkeys(key for key in keys if keys.count(key) > 1):
+            yield Problem(at, ABSENT, f"names `{key}` twice; remove one")
+        if values == []:
+            yield Problem(at, ABSENT, "has no values; write at least one, or remove the axis")
+        if isinstance(values, list) and len(keys) > 1:
+            yield from _joined_problems(at, values, len(keys))
+
+
+def _joined_problems(at: Key, values: list[Any], num_keys: int) -> Iterator[Problem]:
+    for index, value in enumerate(values):
+        if not (isinstance(value, list) and len(value) == num_keys):
+            yield Problem((*at, index), value, f"must be a list of {num_keys} values, one for each key")

@@ -15,6 +15,9 @@ from orchestrate.sweep.observe import observe, resumed_file, run_dir_of
 from orchestrate.sweep.plan import Cause, Observed, State, assess
 from orchestrate.sweep.record import TrialEntry
 
+# runs, trials, what was seen of them -> the trials that will be started again
+Forgive = Callable[[Path, Iterable[TrialEntry], Mapping[str, Observed]], list[TrialEntry]]
+
 _LOOK_EVERY_SECONDS = 0.2
 
 
@@ -98,15 +101,24 @@ def forgive_trials(
     return again
 
 
-def forgive_machine_faults(runs: Path, trials: Iterable[TrialEntry], observed: Mapping[str, Observed]) -> None:
+def forgive_machine_faults(
+    runs: Path, trials: Iterable[TrialEntry], observed: Mapping[str, Observed]
+) -> list[TrialEntry]:
     """Give trials that a machine let down a fresh set of retries; a person who types the command again asks for that.
 
     User errors, cancelled and diverged trials stay as they are: they need `orchestrate resume`.
+
+    Returns:
+        The trials that had no retries left, and will be started again.
     """
+    again = []
     for trial in trials:
         place = assess(observed[trial.id])
         if place.state in (State.FAILED, State.INTERRUPTED) and place.cause not in (None, Cause.USER_ERROR):
             _forgive(run_dir_of(runs, trial.id), observed[trial.id])
+            if place.state is State.FAILED:
+                again.append(trial)
+    return again
 
 
 def _needs_forgiving(seen: Observed, *, diverged_too: bool) -> bool:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
-from orchestrate.config.run import load_run
+from orchestrate.config.load import suggestion
+from orchestrate.config.run import PROBES, load_run
 from orchestrate.errors import ConfigError, DataError, RunDirError
 from orchestrate.launchers.base import Launcher
 from orchestrate.sweep.observe import done_record, run_dir_of
 from orchestrate.sweep.record import SweepRecord, TrialEntry
+from ssl_methods import plugins
 
 GIGABYTE = 1e9
 
@@ -66,14 +70,36 @@ def _place_problems(record: SweepRecord, runs: Path, anything_to_do: bool) -> It
 def _objective_problems(record: SweepRecord) -> Iterator[str]:
     """A misspelt objective would show only when all trials are done."""
     metric = str(record.objective["metric"])
-    probes = list(dict.fromkeys(probe["name"] for trial in record.trials for probe in trial.config["probes"]))
-    stated = metric.rpartition(".")[0]
-    if probes and not any(stated == name or stated.startswith(f"{name}_") for name in probes):
-        yield f"{record.file}: objective.metric: {metric!r}: no such probe; write one of {_metrics_of(probes)}"
+    keys = _probe_keys(record)
+    probe, _, number = metric.rpartition(".")
+    where = f"{record.file}: objective.metric: {metric!r}"
+    names = list(dict.fromkeys(keys.values()))
+    fitting = [key for key, name in keys.items() if name == probe]
+    unique = [f"{name}.top1" for name in names if list(keys.values()).count(name) == 1]
+    if not keys:
+        if metric != "loss":  # what a sweep without probes has if it states nothing
+            yield f"{where}: no trial has a probe; add one to `probes`, or remove the objective"
+    elif not probe or not number:
+        yield f"{where}: names no number of a probe; write one of {', '.join(unique or _top1(keys))}"
+    elif len(fitting) > 1:
+        yield f"{where}: {probe} has several protocols; write one of {', '.join(_top1(fitting))}"
+    elif probe not in keys and not fitting:
+        yield f"{where}: no such probe; {suggestion(f'{probe}.top1', dict.fromkeys((*unique, *_top1(keys))))}"
 
 
-def _metrics_of(probes: Iterable[str]) -> str:
-    return ", ".join(f"{name}.top1" for name in probes)
+def _probe_keys(record: SweepRecord) -> dict[str, str]:
+    """Map the key of every probe of the trials to the probe's name."""
+    probes = {json.dumps(probe, sort_keys=True): probe for trial in record.trials for probe in trial.config["probes"]}
+    return {_probe_key(**probe): probe["name"] for probe in probes.values()}
+
+
+def _probe_key(*, name: str, **params: Any) -> str:
+    plugin: Any = plugins.load(PROBES, name)
+    return str(plugin(**params).key)
+
+
+def _top1(keys: Iterable[str]) -> list[str]:
+    return [f"{key}.top1" for key in keys]
 
 
 def _batch_problems(record: SweepRecord, trials: Iterable[TrialEntry]) -> Iterator[str]:

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import orchestrate
 from orchestrate.errors import RunDirError
 from orchestrate.launchers.cluster import ClusterConfig
 from orchestrate.runs import read_json, write_json
@@ -58,7 +59,7 @@ class SweepRecord:
         cluster: the resolved ClusterConfig.
         limits, objective: of the sweep; `objective` has metric and goal.
         command: what the user typed.
-        commit, dirty: of the git checkout the command ran in, if it was one.
+        commit, dirty: of the git checkout that the code comes from, if it is one.
         created: unix time of the command.
         trials: in order.
         removed: trials that an earlier version of the sweep had; their RunDirs are kept.
@@ -132,8 +133,8 @@ def build_record(
     cluster_yaml: str,
     command: Sequence[str],
 ) -> SweepRecord:
-    """Put together what sweep.json will hold; looks at git, writes nothing."""
-    commit, dirty = git_state(Path.cwd())
+    """Put together what sweep.json will hold; asks git about the code, writes nothing."""
+    commit, dirty = git_state(Path(orchestrate.__file__).parent)
     return SweepRecord(
         name=sweep.name,
         file=str(document.path),
@@ -162,17 +163,21 @@ def _objective(sweep: SweepConfig, trials: Sequence[Trial]) -> dict[str, Any]:
     return {"metric": f"{probes[0].name}.top1" if probes else "loss", "goal": "max" if probes else "min"}
 
 
-def git_state(folder: Path) -> tuple[str | None, bool]:
-    """Return the commit checked out in a folder and whether files differ from it; (None, False) outside of git."""
+def git_state(package: Path) -> tuple[str | None, bool]:
+    """Return the commit that a Python package is checked out at and whether files of the checkout differ from it.
+
+    A package that git does not track, as one installed in a virtual environment of another project, has (None, False).
+    """
 
     def ask(*words: str) -> str | None:
         try:
-            answer = subprocess.run(("git", *words), cwd=folder, capture_output=True, text=True, timeout=10)
+            answer = subprocess.run(("git", *words), cwd=package, capture_output=True, text=True, timeout=10)
         except (OSError, subprocess.TimeoutExpired):
             return None
         return answer.stdout.strip() if answer.returncode == 0 else None
 
-    commit = ask("rev-parse", "HEAD")
+    is_tracked = ask("ls-files", "--error-unmatch", "__init__.py") is not None
+    commit = ask("rev-parse", "HEAD") if is_tracked else None
     return (commit, bool(ask("status", "--porcelain", "--untracked-files=no"))) if commit else (None, False)
 
 

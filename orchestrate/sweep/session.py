@@ -13,7 +13,7 @@ from orchestrate.launchers.base import Launcher
 from orchestrate.store import Store, open_store, store_path
 from orchestrate.sweep.adopt import adopt
 from orchestrate.sweep.controller import Controller, Pass, summary, unfinished
-from orchestrate.sweep.interventions import forgive_machine_faults
+from orchestrate.sweep.interventions import Forgive, forgive_machine_faults
 from orchestrate.sweep.lease import lease
 from orchestrate.sweep.observe import observe
 from orchestrate.sweep.plan import Standing, State
@@ -65,7 +65,9 @@ class Session:
     write_report: WriteReport
     wait: Callable[[float], None] = time.sleep
 
-    def make_true(self, record: SweepRecord, *, once: bool = False, only: Collection[str] = ()) -> bool:
+    def make_true(
+        self, record: SweepRecord, *, once: bool = False, only: Collection[str] = (), forgive: Forgive | None = None
+    ) -> bool:
         """Run a sweep to its end, or make a single pass; return whether every trial is done.
 
         A run to the end, which a person asked for, gives trials that a machine let down a fresh set of retries; single
@@ -75,6 +77,7 @@ class Session:
             record: what is wanted.
             once: make one pass and leave the jobs to themselves.
             only: ids of the trials to act on; all if empty.
+            forgive: takes up trials again that a person named; called once nothing can refuse the sweep any more.
 
         Raises:
             ConfigError: it could not run; nothing was written.
@@ -84,20 +87,32 @@ class Session:
         with lease(record_path(self.runs, record.name).parent), opened_store(self.runs) as store:
             record, is_new = self._keep(record)
             store.record_sweep(record.name, record.trial_ids, now=record.created)
-            display = self.display
             record = record.only(only) if only else record
-            if not all(_finished_at(self.runs, trial) for trial in record.trials):
-                size = counted(len(record.trials), "trial")
-                display.line(f"{record.name}: {size}, {record.parallel} at once, in {self.runs}")
-            if not once:
-                forgive_machine_faults(self.runs, record.trials, observe(self.runs, record.trial_ids, self.launcher))
-            controller = Controller(record, self.runs, self.launcher, store, changed=display.changed)
+            self._announce(record)
+            for mercy in (forgive, None if once else forgive_machine_faults):
+                if mercy is not None:
+                    self._take_up(record, mercy)
+            controller = Controller(record, self.runs, self.launcher, store, changed=self.display.changed)
             if once:
                 last = controller.reconcile()
-                display.looked(last)
+                self.display.looked(last)
             else:
-                last = controller.run(each=display.looked, wait=self.wait)
+                last = controller.run(each=self.display.looked, wait=self.wait)
             return self._conclude(record, last, is_new=is_new, once=once)
+
+    def _take_up(self, record: SweepRecord, forgive: Forgive) -> None:
+        observed = observe(self.runs, record.trial_ids, self.launcher)
+        for trial in forgive(self.runs, record.trials, observed):
+            self.display.line(f"{trial.label}: taken up again")
+
+    def _announce(self, record: SweepRecord) -> None:
+        """Say what is about to be trained, and what will make it slow; nothing if all is done."""
+        num_open = sum(not _finished_at(self.runs, trial) for trial in record.trials)
+        if num_open:
+            size = counted(len(record.trials), "trial")
+            self.display.line(f"{record.name}: {size}, {record.parallel} at once, in {self.runs}")
+            for warning in self.launcher.warnings(parallel=min(record.parallel, num_open)):
+                self.display.line(f"warning: {warning}")
 
     def _keep(self, record: SweepRecord) -> tuple[SweepRecord, bool]:
         """Write sweep.json unless all is done as before; say which trials left the sweep.
@@ -135,7 +150,9 @@ class Session:
     def _report(self, record: SweepRecord, last: Pass, *, is_new: bool) -> None:
         folder = record_path(self.runs, record.name).parent
         page = folder / "report" / "index.html"
-        newest = max((_finished_at(self.runs, trial) for trial in record.trials), default=0.0)
+        # sweep.json too: a command that was killed before its report leaves a new record beside an old page.
+        asked = record_path(self.runs, record.name).stat().st_mtime
+        newest = max(asked, *(_finished_at(self.runs, trial) for trial in record.trials))
         if is_new or not page.exists() or page.stat().st_mtime < newest:
             page = self.write_report(folder, self.runs / "trials")
         self.display.line(f"report: {page}")

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import yaml
 
+from orchestrate.config.kind import Kind, kind_of, require_kind
 from orchestrate.config.load import Document, read_document
 from orchestrate.config.run import run_of
 from orchestrate.errors import ConfigError
@@ -17,13 +18,6 @@ from orchestrate.sweep.config import STRATEGIES, SweepConfig, sweep_of
 from orchestrate.sweep.record import counted
 from orchestrate.sweep.space import DatasetIdentity, Trial, expand
 from ssl_methods import plugins
-
-Kind = Literal["sweep", "run", "cluster"]
-_WHERE_IT_BELONGS: Mapping[Kind, str] = {
-    "cluster": "give it with --cluster",
-    "run": "start it with `orchestrate run`",
-    "sweep": "start it with `orchestrate sweep`",
-}
 
 
 @dataclass(frozen=True)
@@ -33,23 +27,6 @@ class Source:
     sweep: SweepConfig
     document: Document
     trials: tuple[Trial, ...]
-
-
-def kind_of(document: Document) -> Kind:
-    """Tell what a config file is by its sections.
-
-    Raises:
-        ConfigError: it has the sections of none.
-    """
-    if "launcher" in document.data:
-        return "cluster"
-    if "base" in document.data:
-        return "sweep"
-    if {"method", "train", "backbone"} & set(document.data):
-        return "run"
-    raise ConfigError(
-        f"{document.path}:1: cannot tell what this is; a sweep has `base`, a run `method`, a cluster `launcher`"
-    )
 
 
 def load_source(path: Path, kind: Literal["sweep", "run"], *, identity: DatasetIdentity | None = None) -> Source:
@@ -64,9 +41,7 @@ def load_source(path: Path, kind: Literal["sweep", "run"], *, identity: DatasetI
         ConfigError: every problem of the file and of every trial, a line each.
     """
     document = read_document(path)
-    found = kind_of(document)
-    if found != kind:
-        raise ConfigError(f"{path}:1: is a {found} file, a {kind} file is needed here; {_WHERE_IT_BELONGS[found]}")
+    require_kind(document, kind)
     if kind == "run":
         run_of(document)  # its problems are told with the lines of the run file
         document = _as_sweep(document)

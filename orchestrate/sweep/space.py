@@ -4,16 +4,17 @@ import copy
 import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from itertools import product
+from itertools import product, zip_longest
 from typing import Any
 
+from orchestrate.config.construction import construction_problems
 from orchestrate.config.load import Document, Key, Problem
 from orchestrate.config.run import RunConfig, parse_run
 from orchestrate.errors import ConfigError, DataError
-from orchestrate.sweep.config import SweepConfig
+from orchestrate.sweep.config import SweepConfig, axis_keys
 
-# url -> (digest, number of samples, number of classes)
-DatasetIdentity = Callable[[str], tuple[str, int, int]]
+# url -> (digest, number of samples, names of the classes)
+DatasetIdentity = Callable[[str], tuple[str, int, tuple[str, ...]]]
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ def grid_points(space: Mapping[str, list[Any]]) -> list[Point]:
 
 
 def _point(axis: str, index: int, value: Any) -> Point:
-    keys = [key.strip() for key in axis.split(",")]
+    keys = axis_keys(axis)
     values = [value] if len(keys) == 1 else value
     if not isinstance(values, list) or len(values) != len(keys):
         raise ValueError(f"space.{axis}: {value!r}: needs a list of {len(keys)} values, one for each key")
@@ -105,8 +106,11 @@ def _trial(
         _assign(values, key.split("."), copy.deepcopy(point.values[key]))
     config, problems = parse_run(values)
     num_samples = 0
+    if config is not None:
+        problems = construction_problems(config)
     if config is not None and identity is not None:
-        config, num_samples, problems = pin(config, identity)
+        config, num_samples, found = pin(config, identity)
+        problems = [*problems, *found]
     for problem in problems:
         messages[_message(document, point, problem)] = None
     if config is None or problems:
@@ -143,24 +147,28 @@ def pin(config: RunConfig, identity: DatasetIdentity) -> tuple[RunConfig, int, l
     """Write the digests of the datasets into a config.
 
     Returns:
-        The pinned config, the number of training samples, and what is wrong with the datasets.
+        The pinned config, the number of training samples, and what is wrong now that they are known.
     """
     problems: list[Problem] = []
     digests: dict[str, str] = {}
+    classes: dict[str, tuple[str, ...]] = {}
     num_samples = 0
     for split in ("train", "val"):
         url, stated = getattr(config.data, split), getattr(config.data, f"{split}_digest")
         try:
-            digest, size, classes = identity(url)
+            digest, size, classes[split] = identity(url)
         except DataError as error:
             problems.append(Problem(("data", split), url, str(error)))
             continue
         if stated and stated != digest:
             reason = f"the dataset there has the digest {digest}; the data changed, or the URL is wrong"
             problems.append(Problem(("data", f"{split}_digest"), stated, reason))
-        problems.extend(_class_problems(config, split, classes))
+        problems.extend(_class_problems(config, split, len(classes[split])))
         digests[f"{split}_digest"] = digest
         num_samples = size if split == "train" else num_samples
+    problems.extend(_order_problems(config, classes.get("train", ()), classes.get("val", ())))
+    if num_samples:
+        problems.extend(_warmup_problems(config, num_samples))
     return config.model_copy(update={"data": config.data.model_copy(update=digests)}), num_samples, problems
 
 
@@ -172,6 +180,35 @@ def _class_problems(config: RunConfig, split: str, classes: int) -> list[Problem
         reason = "has no labels, which the probes need; pack it with labels, or remove the probes"
         return [Problem(("data", split), getattr(config.data, split), reason)]
     return []
+
+
+def _order_problems(config: RunConfig, train: tuple[str, ...], val: tuple[str, ...]) -> list[Problem]:
+    """Labels are positions in a split's own list of classes, so both splits must list the same."""
+    if not train or not val or train == val:
+        return []
+    index, (ours, theirs) = next(
+        (index, names) for index, names in enumerate(zip_longest(train, val)) if names[0] != names[1]
+    )
+    if len(train) != len(val):
+        found = f"has {len(val)} classes, data.train has {len(train)}; the first that differs is {theirs or ours!r}"
+    else:
+        found = f"class {index} is {theirs!r}, of data.train {ours!r}"
+    reason = (
+        f"{found}; pack it with `orchestrate data pack SOURCE {config.data.val} --classes-from {config.data.train}`"
+    )
+    return [Problem(("data", "val"), config.data.val, reason)]
+
+
+def _warmup_problems(config: RunConfig, num_samples: int) -> list[Problem]:
+    train = config.train
+    if train.warmup.unit == "%":
+        return []
+    budget = train.budget.steps(num_samples=num_samples, global_batch=train.global_batch)
+    warmup = train.warmup.steps(num_samples=num_samples, global_batch=train.global_batch)
+    if warmup < budget or not warmup:
+        return []
+    reason = f"takes {warmup} of the {budget} steps of the budget of {train.budget}; write less, or a part such as 10%"
+    return [Problem(("train", "warmup"), str(train.warmup), reason)]
 
 
 def _repeated(document: Document, trials: list[Trial]) -> list[str]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from orchestrate.launchers.base import AttemptRecord
+from orchestrate.launchers.base import SIGNAL_BASE, AttemptRecord
 from orchestrate.runs import RunDir, read_json
 from orchestrate.sweep.lease import lease_holder
 from orchestrate.sweep.observe import resumed_file, run_dir_of
@@ -88,22 +88,41 @@ def _facts(run: RunDir, seen: Observed, now: float) -> Iterator[str]:
         step = f"step {beat.get('step')} of {beat.get('total_steps')}"
         loss = beat.get("loss")
         yield f"the worker last said: {beat.get('state')}, {step}" + (f", loss {loss:.4g}" if loss is not None else "")
-        if seen.live and now - float(beat.get("time") or now) > STALE_SECONDS:
-            yield f"its heartbeat is {duration(now - float(beat['time']))} old although the job lives: it may hang"
+        yield from _sign_of_a_hang(beat, seen, now)
     yield f"newest checkpoint: step {seen.checkpoint_step}" if seen.checkpoint_step else "no checkpoint yet"
     if seen.job is not None:
         yield f"the launcher says of {seen.job.job}: {seen.job.phase} ({seen.job.evidence})"
+
+
+def _sign_of_a_hang(beat: Mapping[str, Any], seen: Observed, now: float) -> Iterator[str]:
+    """Doubt a live job whose last step is long ago: its heartbeat comes from a thread that never hangs with it."""
+    if seen.job is None or not seen.live or int(beat.get("attempt") or seen.job.attempt) != seen.job.attempt:
+        return
+    is_stepping = beat.get("state") == "training" and beat.get("stepped")
+    what, since = ("last step", beat["stepped"]) if is_stepping else ("heartbeat", beat.get("time") or now)
+    if (age := now - float(since)) > STALE_SECONDS:
+        yield f"its {what} is {duration(age)} old although the job lives: it may hang"
 
 
 def _describe(attempt: AttemptRecord, seen: Observed) -> str:
     live = seen.live and seen.job is not None and seen.job.attempt == attempt.number
     is_done = seen.done and attempt.exit_code == 0
     fate = "is running" if live else "done" if is_done else describe_exit(attempt)
-    steps = f"steps {attempt.first_step} to {attempt.last_step}"
-    begun = "training never began" if attempt.first_step is None else steps
     cost = f"{attempt.rank_seconds / 3600:.3f} rank-hours"
     forgiven = ", no longer counts" if attempt.number <= seen.forgiven else ""
-    return f"attempt {attempt.number}: {attempt.ranks} ranks, {begun}, {cost}: {fate}{forgiven}"
+    steps = _describe_steps(attempt, live=live)
+    return f"attempt {attempt.number}: {attempt.ranks} ranks, {steps}, {cost}: {fate}{forgiven}"
+
+
+def _describe_steps(attempt: AttemptRecord, *, live: bool) -> str:
+    """Say how far an attempt trained; the first heartbeat names a step, 0, before there was one."""
+    if (attempt.last_step or 0) > (attempt.first_step or 0):
+        return f"steps {attempt.first_step} to {attempt.last_step}"
+    if live:
+        return "no step yet"
+    # A killed worker may have made steps since its last heartbeat.
+    was_killed = attempt.exit_code is None or attempt.exit_code >= SIGNAL_BASE
+    return "no step was seen" if was_killed and attempt.first_step is not None else "training never began"
 
 
 def _decisive_log(run: RunDir, seen: Observed) -> Path | None:

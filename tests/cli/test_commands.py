@@ -63,10 +63,14 @@ def test_plan_shows_trials_launch_and_price_and_writes_nothing(place: Path) -> N
 def test_plan_names_what_stands_in_the_way(place: Path) -> None:
     write_data(place)
     (place / "data" / "train" / "s-0.tar").unlink()
-    result = orchestrate("plan", str(write_sweep(place, batch=9)), "-c", str(write_cluster(place)))
-    assert result.exit_code == 0
+    words = ("plan", str(write_sweep(place, batch=9)), "-c", str(write_cluster(place)))
+    result = orchestrate(*words)
+    assert result.exit_code == 2
     assert "does not divide by the 2 ranks" in result.stdout
     assert "s-0.tar: missing" in result.stdout
+    as_json = orchestrate(*words, "--json")
+    assert as_json.exit_code == 2
+    assert len(json.loads(as_json.stdout)["problems"]) == 2
 
 
 def test_sweep_refuses_what_cannot_run_before_it_writes(place: Path) -> None:
@@ -90,6 +94,9 @@ def test_files_of_the_wrong_kind_are_told_apart(place: Path) -> None:
     cluster, sweep = str(write_cluster(place)), str(write_sweep(place))
     assert "is a cluster file, a sweep file is needed here" in orchestrate("plan", cluster, "-c", cluster).stderr
     assert "is a sweep file, a run file is needed here" in orchestrate("run", sweep, "-c", cluster).stderr
+    both = orchestrate("plan", cluster, "-c", sweep).stderr
+    assert f"{cluster}:1: is a cluster file, a sweep file is needed here" in both
+    assert f"{sweep}:1: is a sweep file, a cluster file is needed here" in both
 
 
 def test_status_lists_trials_with_their_results(place: Path) -> None:

@@ -4,12 +4,14 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from orchestrate.cli import app, data_app
-from tests.cli.commands import orchestrate
+from tests.cli.commands import finished_sweep, orchestrate
+from tests.launchers.jobs import kill_supervisors
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "help.txt"
 
@@ -41,19 +43,46 @@ def test_every_command_teaches_with_an_example(words: tuple[str, ...]) -> None:
     assert re.search(rf"^ orchestrate {' '.join(words)} \S", help_of(words), re.MULTILINE)
 
 
+HEAVY = {"torch", "torchvision", "timm", "ray", "deepspeed", "submitit"}
+DRAWING = {"matplotlib", "numpy"}
+
+
+@pytest.fixture(scope="module")
+def trial(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """RunDir of a finished trial, so that commands run to their ends."""
+    folder = tmp_path_factory.mktemp("place")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        record, _ = finished_sweep(folder)
+    yield folder / "runs" / "trials" / record.trial_ids[0]
+    kill_supervisors(folder / "runs")
+
+
 @pytest.mark.parametrize(
-    "words", ["--help", "status --help", "status", "why ffff", "logs ffff", "cancel ffff", "adopt"]
+    ("words", "forbidden"),
+    [
+        ("--help", HEAVY | DRAWING),
+        ("status --help", HEAVY | DRAWING),
+        ("status", HEAVY | DRAWING),
+        ("status study", HEAVY | DRAWING),
+        ("why TRIAL", HEAVY | DRAWING),
+        ("logs TRIAL", HEAVY | DRAWING),
+        ("cancel TRIAL", HEAVY | DRAWING),
+        ("adopt", HEAVY | DRAWING),
+        ("report study", HEAVY),
+    ],
 )
-def test_commands_that_must_start_at_once_import_nothing_heavy(words: str, tmp_path: Path) -> None:
+def test_commands_that_must_start_at_once_import_nothing_heavy(words: str, forbidden: set[str], trial: Path) -> None:
     code = (
         "import sys\n"
         "from orchestrate.cli import app\n"
-        f"sys.argv = ['orchestrate', *{words.split()!r}]\n"
-        "try:\n    app()\nexcept SystemExit:\n    pass\n"
-        "print('loaded', *sys.modules)"
+        f"sys.argv = ['orchestrate', *{words.replace('TRIAL', trial.name).split()!r}]\n"
+        "code = 0\n"
+        "try:\n    app()\nexcept SystemExit as end:\n    code = end.code\n"
+        "print('ended', code, *sys.modules)"
     )
-    (tmp_path / "runs").mkdir()
-    output = subprocess.run((sys.executable, "-c", code), cwd=tmp_path, capture_output=True, text=True, check=True)
-    loaded = output.stdout.splitlines()[-1].split()
-    assert loaded[0] == "loaded"
-    assert not {"torch", "torchvision", "timm", "ray", "deepspeed", "matplotlib", "submitit", "numpy"} & set(loaded)
+    place = trial.parents[2]
+    output = subprocess.run((sys.executable, "-c", code), cwd=place, capture_output=True, text=True, check=True)
+    ended, exit_code, *loaded = output.stdout.splitlines()[-1].split()
+    assert (ended, exit_code) == ("ended", "0"), output.stderr  # a command that fails early imports little
+    assert not forbidden & set(loaded)

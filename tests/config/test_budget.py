@@ -17,9 +17,15 @@ def test_percent_is_a_part_of_another_budget() -> None:
     assert Budget.parse("10%").steps(num_samples=1000, global_batch=100, whole=250) == 25
 
 
-@pytest.mark.parametrize("text", ["20", "ep", "20 epochs", "-1ep", "1e3ep", "", "20mimg", "20EP"])
+@pytest.mark.parametrize("text", ["20", "ep", "20 epochs", "-1ep", "1e3ep", "", "20mimg", "20EP", "٣ep"])
 def test_text_without_a_number_and_a_unit_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="with a unit"):
+        Budget.parse(text)
+
+
+@pytest.mark.parametrize("text", ["9" * 400 + "ep", "9999999999999Gimg"])
+def test_amount_beyond_all_machines_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="must be at most 1e\\+18"):
         Budget.parse(text)
 
 

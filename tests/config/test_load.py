@@ -13,7 +13,26 @@ def test_every_key_has_its_line() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "value"), [("1e-6", 1e-6), ("1.0e-6", 1e-6), ("on", "on"), ("no", "no"), ("true", True)]
+    ("text", "value"),
+    [
+        ("1e-6", 1e-6),
+        ("1.0e-6", 1e-6),
+        ("on", "on"),
+        ("no", "no"),
+        ("true", True),
+        ("-12", -12),
+        ("+0", 0),
+        ("0x1F", 31),
+        ("010", "010"),
+        ("1_000", "1_000"),
+        ("0b1", "0b1"),
+        ("1:30", "1:30"),
+        ("1:30.5", "1:30.5"),
+        ("=", "="),
+        (".5", 0.5),
+        ("-.inf", float("-inf")),
+        ("1.5.2", "1.5.2"),
+    ],
 )
 def test_scalars_mean_what_they_look_like(text: str, value: object) -> None:
     assert parse_document(f"key: {text}", Path("x.yaml")).data == {"key": value}
@@ -26,8 +45,23 @@ def test_scalars_mean_what_they_look_like(text: str, value: object) -> None:
         ("a: [1", "x.yaml:1: not YAML"),
         ("- 1\n- 2", "x.yaml:1: the top level is a list"),
         ("a: {b: 1, b: 2}", "x.yaml:1: a.b: given twice"),
+        ("a: 1\nb: \0", "x.yaml:2: not YAML: the character U+0000"),
+        ("a: \x07", "x.yaml:1: not YAML: the character U+0007"),
+        ('a: 1\nb: "\\0"', "x.yaml:2: not YAML: b: holds a NUL character"),
+        ("a: 1\nb: 2024-99-99", "x.yaml:2: not YAML: b: '2024-99-99' is no timestamp; quote it"),
+        ("a: !!int x", "x.yaml:1: not YAML: a: 'x' is no int; quote it"),
+        ("a: !!bool maybe", "x.yaml:1: not YAML: a: 'maybe' is no bool; quote it"),
+        ("a: !!timestamp x", "x.yaml:1: not YAML: a: 'x' is no timestamp; quote it"),
+        ("a: " + "9" * 5000, "x.yaml:1: not YAML: a: '999"),
+        ("a: &x [*x]", "x.yaml:1: not YAML: nested more than"),
+        ("a: &x {b: *x}", "x.yaml:1: not YAML: nested more than"),
+        ("a: " + "[" * 3000, "x.yaml:1: not YAML: nested more than"),
+        ("a: 1\nb: " + "[" * 300 + "]" * 300, "x.yaml:2: not YAML: nested more than"),
+        ("? [a, b]\n: 1", "x.yaml:1: not YAML: a key must be one word"),
     ],
 )
 def test_broken_files_are_refused_with_their_line(text: str, message: str) -> None:
-    with pytest.raises(ConfigError, match=message.replace("[", r"\[").replace(".", r"\.")):
+    with pytest.raises(ConfigError) as caught:
         parse_document(text, Path("x.yaml"))
+    assert str(caught.value).startswith(message)
+    assert len(str(caught.value).splitlines()) == 1

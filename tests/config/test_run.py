@@ -1,4 +1,5 @@
 import copy
+import math
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +101,28 @@ def test_fingerprint_is_stable_over_versions_of_this_code() -> None:
         ("method.embed_dims", 64, "run.yaml:9: method.embed_dims: unknown key; did you mean `embed_dim`?"),
         ("methd", {}, "methd: {}: unknown section; did you mean `method`?"),
         ("method.name", "barlow", "run.yaml:7: method.name: 'barlow': no such plug-in; did you mean `barlow_twins`?"),
+        (
+            "method",
+            "barlow_twins",
+            "run.yaml:6: method: 'barlow_twins': must be a mapping; write `{name: barlow_twins}`",
+        ),
+        (
+            "method",
+            "barlow_twin",
+            "method: 'barlow_twin': must be a mapping, and there is no such plug-in; did you mean `barlow_twins`?",
+        ),
+        ("method", 3, "method: 3: must be a mapping; write `{name: ...}`, one of barlow_twins"),
+        ("method.loss_scale", math.inf, "method.loss_scale: inf: must be a finite number"),
+        ("optim", "lars", "optim: 'lars': must be a mapping; write `{name: lars}`"),
+        ("optim.name", ["lars"], "optim.name: ['lars']: no such optimizer"),
+        ("optim.lr", math.inf, "optim.lr: inf: must be a finite number"),
+        ("optim.weight_decay", math.nan, "optim.weight_decay: nan: must be"),
+        ("optim.lr", 10**400, "optim.lr: 1000"),
+        ("backbone", "tiny_resnet", "backbone: 'tiny_resnet': must be a mapping of keys; write `{name: tiny_resnet}`"),
+        ("train", 3, "train: 3: must be a mapping of keys, such as `{global_batch: ...}`"),
+        ("train.global_batch", 2**24 + 1, "train.global_batch: 16777217: must be less than or equal to 16777216"),
+        ("data.train", "", "data.train: '': must not be empty"),
+        ("probes", ["knn"], "probes.0: 'knn': must be a mapping; write `{name: knn}`"),
         ("method.embed_dim", 0, "run.yaml:8: method.embed_dim: 0: must be greater than 0"),
         ("method.embed_dim", "64", "method.embed_dim: '64': must be a valid integer"),
         ("backbone.name", "resnet5", "backbone.name: 'resnet5': no such backbone; did you mean"),
@@ -122,8 +145,10 @@ def test_bad_value_is_named_with_line_key_value_and_fix(path: str, value: Any, m
 
 def test_missing_parts_are_named() -> None:
     values = copy.deepcopy(VALUES)
-    del values["backbone"], values["train"]["global_batch"]
+    del values["backbone"], values["train"]["global_batch"], values["optim"], values["method"]
     text = message_of(values)
+    assert "method: missing section; it needs `name`, one of barlow_twins" in text
+    assert "optim: missing section; it needs `name`, one of lars, sgd, adamw" in text
     assert "backbone: missing section; it needs `name`" in text
     assert "train.global_batch: missing; add `global_batch: ...` to train" in text
 

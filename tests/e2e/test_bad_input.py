@@ -20,6 +20,10 @@ BAD_SWEEPS: dict[str, tuple[Change, str]] = {
     "same trial twice": (("space.train.seed", [0, 0]), "are the same trial"),
     "batch that the ranks do not divide": (("base.train.global_batch", 33), "33: does not divide by the 2 ranks"),
     "no dataset": (("base.data.train", "/nowhere/at/all"), "no manifest.json"),
+    "network that cannot be built": (
+        ("base.backbone", {"name": "tiny_resnet", "stem": "small"}),
+        "backbone.stem: 'small': ",
+    ),
     "LARS under ZeRO": (
         ("base", {"optim": {"name": "lars", "lr": 0.1, "bias_lr": 0.1}, "system": {"zero_stage": 1}}),
         "LARS needs whole layers",

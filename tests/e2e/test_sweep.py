@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.conftest import cluster_file, orchestrate, run_file
+from tests.sweep.sweeps import store_rows
 
 
 @pytest.fixture(scope="module")
@@ -53,10 +54,13 @@ def test_same_command_again_starts_nothing(runs: Path, sweep_file: Path, cluster
 
 def test_lost_store_changes_no_answer(runs: Path, tmp_path: Path) -> None:
     before = orchestrate("status", "small", "--runs", runs, "--json").stdout
+    rows = store_rows(runs)
+    assert len(rows) == 4  # two trials, an attempt each
     orchestrate("report", "small", "--runs", runs, "--out", tmp_path / "before")
     for path in runs.glob("store.sqlite*"):
         path.unlink()
     orchestrate("adopt", "--runs", runs)
+    assert store_rows(runs) == rows
     orchestrate("report", "small", "--runs", runs, "--out", tmp_path / "after")
     assert orchestrate("status", "small", "--runs", runs, "--json").stdout == before
     assert snapshot(tmp_path / "before") == snapshot(tmp_path / "after")

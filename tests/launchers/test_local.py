@@ -230,6 +230,23 @@ def test_supervisor_that_cannot_start_says_why(runs: Path) -> None:
         start(jobs, runs, TRIAL)
 
 
+def test_warning_of_the_interpreter_does_not_stop_a_submission(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONWARNINGS", "ignore::NoSuchWarning")  # Python complains before the supervisor begins
+    jobs = launcher(runs)
+    trial_dir(runs, TRIAL)
+    start(jobs, runs, TRIAL)
+    assert wait_for_end(jobs, TRIAL).exit_code == 0
+
+
+def test_more_processes_than_cores_are_told_and_allowed(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1})
+    jobs = launcher(runs, ranks=2)
+    assert jobs.warnings(parallel=1) == ()
+    assert jobs.warnings(parallel=2) == ("2 ranks x 1 CPU x 2 trials on 2 cores: they will slow each other down",)
+    assert launcher(runs, ranks=4).warnings(parallel=1)[0].startswith("4 ranks x 1 CPU x 1 trial on 2 cores")
+    assert jobs.problems() == ()
+
+
 def test_gpus_that_are_not_there_are_told_before_a_job_needs_them(
     runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -19,6 +19,11 @@ from orchestrate.runs import RunDir
         ([-9, 1], [1, -9], False, 137),  # a broken connection is the consequence of a killed peer
         ([-9, 86], [-9], False, 137),  # the other one only hung because its peer was gone
         ([1, 75], [1], False, 1),
+        ([1, 2], [1, 2], False, 2),  # both ended before one look: the broken connection is the consequence of bad input
+        ([1, 2], [1], False, 2),
+        ([-6, 2], [-6], False, 2),  # libraries abort when their peer is gone
+        ([86, 2], [86], False, 86),
+        ([88, 2], [2], False, 88),
         ([75, 75], [75], False, 75),
         ([75, 75], [], True, 75),
         ([75, -15], [], True, 75),  # the signal came before the handler

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import socket
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -81,6 +82,14 @@ class FakeSweep:
             f"attempts/{number}.json",
             {"attempt": number, "world_size": world_size, "started": 1.7e9, "last_seen": 1.7e9 + seconds},
         )
+
+    def job(self, trial: str, number: int, *, seconds: float | None = None, exit_code: int = 0, **facts: Any) -> None:
+        """Add the record of a job's start and, if `seconds` are given, that of its end; of a host of long ago."""
+        start = {"attempt": number, "ranks": 2, "started": 1.7e9, "host": socket.gethostname(), "boot_id": "", "pid": 1}
+        self.put(trial, f"jobs/{number}.start.json", start | facts)
+        if seconds is not None:
+            end = {"attempt": number, "ended": 1.7e9 + seconds, "exit_code": exit_code}
+            self.put(trial, f"jobs/{number}.end.json", end)
 
     def losses(self, trial: str, losses: list[float], steps_per_epoch: int = 8) -> None:
         lines = [

@@ -141,6 +141,29 @@ def test_sweep_without_results_still_has_a_page(sweep: FakeSweep) -> None:
     assert rows(sweep, "curves.csv") == []
 
 
+def test_report_that_is_killed_leaves_the_files_of_before_and_the_page_last(
+    sweep: FakeSweep, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sweep.finish(sweep.add(seed=0), 0.8)
+    render(sweep)
+    folder = sweep.root / "report"
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    sweep.finish(sweep.add(seed=1), 0.9)
+    replace, replaced = Path.replace, list[str]()
+
+    def die_at_the_page(self: Path, target: Path) -> Path:
+        if target.name == "index.html":
+            raise KeyboardInterrupt
+        replaced.append(target.name)
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", die_at_the_page)
+    with pytest.raises(KeyboardInterrupt):
+        render(sweep)
+    assert sorted(replaced) == ["baselines.csv", "curves.csv", "trials.csv"]
+    assert (folder / "index.html").read_bytes() == before["index.html"]
+
+
 def test_sweep_without_trials_still_has_a_page(sweep: FakeSweep) -> None:
     assert "0 of 0" in words(render(sweep))
 
@@ -232,9 +255,9 @@ def test_page_says_how_it_was_made(sweep: FakeSweep) -> None:
     assert "2023-11-14 22:13 UTC" in text
 
 
-def test_sweep_outside_of_git_says_so(sweep: FakeSweep) -> None:
+def test_sweep_whose_code_is_not_in_git_says_so(sweep: FakeSweep) -> None:
     sweep.fields = {"commit": None}
-    assert "not started from a git checkout" in words(render(sweep))
+    assert "unknown: the code was not a git checkout" in words(render(sweep))
 
 
 def test_page_has_no_script_and_nothing_from_outside(page: str) -> None:

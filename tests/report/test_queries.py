@@ -69,6 +69,60 @@ def test_what_a_trial_spent_is_summed_over_its_attempts(sweep: FakeSweep) -> Non
     assert (row.spent_seconds, row.spent_rank_seconds, row.num_attempts) == (40.0, 100.0, 2)
 
 
+def test_cost_is_that_of_the_jobs_and_not_only_of_their_workers(sweep: FakeSweep) -> None:
+    trial = sweep.add()
+    sweep.finish(trial, 0.8)
+    sweep.attempt(trial, 1, seconds=30)
+    sweep.job(trial, 1, seconds=40)  # ten seconds of imports before the worker's record begins
+    sweep.job(trial, 2, seconds=5, exit_code=87)  # died before its worker wrote anything
+    (row,) = sweep.write().trials
+    assert (row.spent_seconds, row.spent_rank_seconds, row.num_attempts) == (45.0, 90.0, 2)
+
+
+@pytest.mark.parametrize(
+    ("exit_code", "state"),
+    [(137, "interrupted"), (86, "interrupted"), (0, "interrupted"), (75, "stopped"), (88, "diverged"), (1, "failed")],
+)
+def test_heartbeat_of_a_job_that_ended_is_not_believed(sweep: FakeSweep, exit_code: int, state: str) -> None:
+    trial = sweep.add()
+    sweep.status(trial, "training")
+    sweep.attempt(trial, 1)
+    sweep.job(trial, 1, seconds=40, exit_code=exit_code)
+    (row,) = sweep.write().trials
+    assert (row.state, row.step, row.num_attempts) == (state, 16, 1)
+
+
+def test_job_that_is_gone_without_an_exit_code_was_interrupted(sweep: FakeSweep) -> None:
+    trial = sweep.add()
+    sweep.status(trial, "training")
+    sweep.job(trial, 1)
+    (row,) = sweep.write().trials
+    assert row.state == "interrupted"
+
+
+def test_job_that_died_before_its_first_heartbeat_is_no_trial_that_was_not_started(sweep: FakeSweep) -> None:
+    sweep.job(sweep.add(), 1, seconds=3, exit_code=2)
+    (row,) = sweep.write().trials
+    assert (row.state, row.num_attempts, row.spent_rank_seconds) == ("failed", 1, 6.0)
+
+
+def test_job_on_a_host_that_cannot_be_asked_has_the_state_of_its_heartbeat(sweep: FakeSweep) -> None:
+    trial = sweep.add()
+    sweep.status(trial, "training")
+    sweep.job(trial, 1, host="elsewhere")
+    (row,) = sweep.write().trials
+    assert row.state == "training"
+
+
+def test_new_attempt_is_starting_whatever_the_last_one_said(sweep: FakeSweep) -> None:
+    trial = sweep.add()
+    sweep.status(trial, "stopped", attempt=1)
+    sweep.job(trial, 1, seconds=3, exit_code=75)
+    sweep.job(trial, 2, host="elsewhere")
+    (row,) = sweep.write().trials
+    assert row.state == "starting"
+
+
 @pytest.mark.parametrize(
     ("name", "text"),
     [
@@ -76,7 +130,7 @@ def test_what_a_trial_spent_is_summed_over_its_attempts(sweep: FakeSweep) -> Non
         ("results/done.json", "[]"),
         ("results/done.json", '{"fingerprint": "another"}'),
         ("status.json", "\x00"),
-        ("attempts/1.json", '{"started": null, "last_seen": 1, "world_size": 1}'),
+        ("attempts/1.json", '{"started": "soon", "last_seen": 1, "world_size": 1}'),
     ],
 )
 def test_damaged_file_makes_the_trial_unreadable_and_not_the_sweep(sweep: FakeSweep, name: str, text: str) -> None:

@@ -1,12 +1,15 @@
 """Sweeps of stand-in jobs."""
 
+import sqlite3
 import time
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from orchestrate.launchers.base import LaunchPlan
 from orchestrate.launchers.local import LocalLauncher
+from orchestrate.store import store_path
 from orchestrate.sweep.controller import Pass
 from orchestrate.sweep.plan import Standing
 from orchestrate.sweep.record import SweepRecord, TrialEntry, build_record
@@ -34,8 +37,8 @@ limits: {{gpu_hours: {gpu_hours}}}
 """
 
 
-def identity(url: str) -> tuple[str, int, int]:
-    return ("ab" * 32, NUM_SAMPLES, 10)
+def identity(url: str) -> tuple[str, int, tuple[str, ...]]:
+    return ("ab" * 32, NUM_SAMPLES, tuple("abcdefghij"))
 
 
 def write_sweep(
@@ -67,6 +70,16 @@ def script_all(runs: Path, record: SweepRecord, *script: dict[str, str]) -> None
     """Let the jobs of every trial do the same."""
     for trial in record.trials:
         trial_dir(runs, trial.id, *script)
+
+
+def store_rows(runs: Path) -> list[tuple[object, ...]]:
+    """Read what the store says of trials and their attempts, without the times and names that only a submission has."""
+    queries = (
+        "SELECT id, state, cause, reason FROM trials ORDER BY id",
+        "SELECT trial, number, sweep, state, ended, exit_code FROM attempts ORDER BY trial, number",
+    )
+    with closing(sqlite3.connect(store_path(runs))) as connection:
+        return [row for query in queries for row in connection.execute(query)]
 
 
 @dataclass

@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 
 from orchestrate.errors import ConfigError, DataError
+from orchestrate.evaluation.probes.knn import Knn
 from orchestrate.sweep.preflight import check_start
 from orchestrate.sweep.record import SweepRecord
 from tests.launchers.jobs import launcher
@@ -34,7 +35,39 @@ def test_batch_that_does_not_divide_is_refused_with_those_that_do(runs: Path, tm
 def test_misspelt_objective_is_refused_before_anything_is_trained(runs: Path, tmp_path: Path) -> None:
     file = write_sweep(tmp_path)
     file.write_text(file.read_text().replace("metric: knn.top1", "metric: knm.top1"))
-    assert "objective.metric: 'knm.top1': no such probe; write one of knn.top1" in problems(record_of(file), runs)
+    assert "objective.metric: 'knm.top1': no such probe; did you mean `knn.top1`?" in problems(record_of(file), runs)
+
+
+TWO_KNN = "probes: [{name: knn, k: 20}, {name: knn, k: 5}]"
+
+
+def with_objective(folder: Path, metric: str, probes: str = "probes: [{name: knn, k: 20}]") -> SweepRecord:
+    file = write_sweep(folder)
+    text = file.read_text().replace("metric: knn.top1", f"metric: {metric}")
+    file.write_text(text.replace("probes: [{name: knn, k: 20}]", probes))
+    return record_of(file)
+
+
+def test_objective_may_name_a_probe_or_its_whole_protocol(runs: Path, tmp_path: Path) -> None:
+    for metric, probes in (("knn.top1", "probes: [{name: knn}]"), (f"{Knn(k=5).key}.top1", TWO_KNN)):
+        check_start(with_objective(tmp_path, metric, probes), runs, launcher(runs), check_data=whole)
+
+
+@pytest.mark.parametrize(
+    ("metric", "probes", "told"),
+    [
+        ("knn_k99.top1", TWO_KNN, f"no such probe; known: {Knn(k=20).key}.top1, {Knn(k=5).key}.top1"),
+        ("knn.top1", TWO_KNN, f"knn has several protocols; write one of {Knn(k=20).key}.top1, {Knn(k=5).key}.top1"),
+        ("knn", "probes: [{name: knn}]", "names no number of a probe; write one of knn.top1"),
+        ("knn.", "probes: [{name: knn}]", "names no number of a probe; write one of knn.top1"),
+        ("knn.top1", "probes: []", "no trial has a probe; add one to `probes`, or remove the objective"),
+    ],
+)
+def test_objective_that_no_probe_measures_is_refused(
+    metric: str, probes: str, told: str, runs: Path, tmp_path: Path
+) -> None:
+    record = with_objective(tmp_path, metric, probes)
+    assert f"objective.metric: {metric!r}: {told}" in problems(record, runs)
 
 
 def test_full_disk_is_refused(runs: Path, tmp_path: Path) -> None:

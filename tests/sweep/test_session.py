@@ -2,10 +2,12 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+from orchestrate.errors import ConfigError, DataError
 from orchestrate.launchers.base import Phase
 from orchestrate.runs import read_json
 from orchestrate.store import open_store, store_path
@@ -17,9 +19,10 @@ from orchestrate.sweep.plan import State, assess
 from orchestrate.sweep.record import SweepRecord, load_record, record_path
 from orchestrate.sweep.status import status_json, sweep_status
 from tests.launchers.jobs import kill, rank_pids, start, state, supervisor_pid, trial_dir, wait_for_end, wait_until
-from tests.sweep.sweeps import Bench, CountingLauncher, bench, record_of, script_all, write_sweep
+from tests.sweep.sweeps import Bench, CountingLauncher, bench, record_of, script_all, store_rows, write_sweep
 
 ROOT = Path(__file__).parents[2]
+RESUME = partial(forgive_trials, diverged_too=False)
 
 
 def states(made: Bench, record: SweepRecord) -> list[State]:
@@ -138,9 +141,8 @@ def test_cancelled_trial_saves_and_rests_until_resumed(runs: Path, tmp_path: Pat
     assert not made.session.make_true(record)
     assert states(made, record) == [State.CANCELLED]
     assert len(made.launcher.submitted) == 1
-    observed = observe(runs, record.trial_ids, made.launcher)
-    assert forgive_trials(runs, record.trials, observed, diverged_too=False) == list(record.trials)
-    assert made.session.make_true(record)
+    assert made.session.make_true(record, forgive=RESUME)
+    assert f"{record.trials[0].label}: taken up again" in made.display.lines
     assert states(made, record) == [State.COMPLETED]
 
 
@@ -160,13 +162,57 @@ def test_resume_takes_up_failures_but_not_what_was_named_by_nobody(runs: Path, t
     trial_dir(runs, record.trial_ids[0], {"*": "exit:1"}, {"*": "done"})
     trial_dir(runs, record.trial_ids[1], {"*": "exit:88"}, {"*": "done"})
     made.session.make_true(record)
-    observed = observe(runs, record.trial_ids, made.launcher)
-    assert forgive_trials(runs, record.trials, observed, diverged_too=False) == [record.trials[0]]
-    made.session.make_true(record)
+    made.session.make_true(record, forgive=RESUME)
     assert states(made, record) == [State.COMPLETED, State.DIVERGED]
-    observed = observe(runs, record.trial_ids, made.launcher)
-    assert forgive_trials(runs, record.trials, observed, diverged_too=True) == [record.trials[1]]
-    assert made.session.make_true(record, only=[record.trial_ids[1]])
+    forgive_diverged = partial(forgive_trials, diverged_too=True)
+    assert made.session.make_true(record, only=[record.trial_ids[1]], forgive=forgive_diverged)
+
+
+def test_resume_that_is_refused_changes_nothing(runs: Path, tmp_path: Path) -> None:
+    made = bench(runs)
+    record = record_of(write_sweep(tmp_path, seeds=(0, 1)))
+    trial_dir(runs, record.trial_ids[0], {"*": "exit:1"})
+    cancel_trials(runs, record.trials[1:], made.launcher, patience_seconds=0, say=made.display.line)
+    made.session.make_true(record)
+
+    def refuse(url: str) -> None:
+        raise DataError(f"{url}: missing")
+
+    before = states(made, record)
+    with pytest.raises(ConfigError, match="missing"):
+        replace(made.session, check_data=refuse).make_true(record, forgive=RESUME)
+    with lease(record_path(runs, record.name).parent), pytest.raises(LeaseHeldError):
+        made.session.make_true(record, forgive=RESUME)
+    assert states(made, record) == before == [State.FAILED, State.CANCELLED]
+    assert not list(runs.glob("trials/*/resumed.json"))
+
+
+def test_page_of_a_command_that_was_killed_before_it_reported_is_written_by_the_next(
+    runs: Path, tmp_path: Path
+) -> None:
+    made = bench(runs)
+    made.session.make_true(record_of(write_sweep(tmp_path)))
+
+    def die(sweep_dir: Path, trials_dir: Path) -> Path:
+        raise KeyboardInterrupt
+
+    edited = record_of(write_sweep(tmp_path, seeds=(0,)))
+    with pytest.raises(KeyboardInterrupt):
+        replace(made.session, write_report=die).make_true(edited)
+    made.session.make_true(edited)
+    assert len(made.reports) == 2
+
+
+def test_crowded_cores_are_told_once(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0})
+    made = bench(runs)
+    record = record_of(write_sweep(tmp_path))
+    made.session.make_true(record)
+    warning = "warning: 2 ranks x 1 CPU x 1 trial on 1 core: they will slow each other down"
+    assert made.display.lines.count(warning) == 1
+    again = bench(runs)
+    again.session.make_true(record)
+    assert warning not in again.display.lines
 
 
 def test_edited_sweep_keeps_what_was_removed_and_says_so(runs: Path, tmp_path: Path) -> None:
@@ -235,7 +281,8 @@ def test_status_is_the_same_after_the_store_was_deleted(runs: Path, tmp_path: Pa
     def index() -> object:
         with open_store(store_path(runs)) as store:
             last = {trial: store.events(trial)[-1] for trial in record.trial_ids}
-            return store.sweeps(), store.open_attempts(), {key: (e.what, e.cause, e.reason) for key, e in last.items()}
+            words = {key: (e.what, e.cause, e.reason) for key, e in last.items()}
+            return store.sweeps(), store.open_attempts(), words, store_rows(runs)
 
     before = status(), index()
     for path in runs.glob("store.sqlite*"):

@@ -1,0 +1,83 @@
+"""Whether the network and the method of a config can be built and take its views; no memory or training needed."""
+
+import copy
+import json
+from collections.abc import Callable
+from functools import cache, partial
+from typing import Any
+
+from orchestrate.config.load import Problem
+from orchestrate.config.run import METHODS, RunConfig
+from ssl_methods import plugins
+
+# What networks of others raise for sizes and options they cannot take.
+_REFUSALS = (ValueError, TypeError, RuntimeError, AssertionError, ArithmeticError, LookupError)
+_LONGEST = 200
+
+
+def construction_problems(config: RunConfig) -> list[Problem]:
+    """Build what a worker would build, on PyTorch's meta device, where tensors have shapes and no numbers.
+
+    Networks that need numbers to be built pass unseen. Configs that share a network and a method are checked once.
+    """
+    from ssl_methods.views import recipe
+
+    backbone, method = config.backbone, config.method
+    views = recipe(config.views.name, config.views.size).views
+    sides = tuple(sorted({max(1, round(config.views.size * view.size_factor)) for view in views}))
+    if refusal := _backbone_refusal(backbone.name, backbone.stem, sides):
+        key, reason = refusal
+        return [Problem(("backbone", key), getattr(backbone, key), reason)]
+    if reason := _method_refusal(backbone.name, backbone.stem, method.name, json.dumps(method.params, sort_keys=True)):
+        return [Problem(("method",), method.name, f"cannot be built on {backbone.name}: {reason}")]
+    return []
+
+
+@cache
+def _backbone_refusal(name: str, stem: Any, sides: tuple[int, ...]) -> tuple[str, str] | None:
+    """Return the key of the backbone's section that is wrong and why."""
+    if reason := _refusal(partial(_backbone, name, stem)):
+        return "name" if stem == "default" else "stem", reason
+    for side in sides:
+        if reason := _refusal(partial(_forward, name, stem, side)):
+            advice = "write another `views.size`, or another backbone"
+            return "name", f"cannot take views of {side} pixels: {reason}; {advice}"
+    return None
+
+
+@cache
+def _method_refusal(backbone: str, stem: Any, name: str, params: str) -> str:
+    plugin: Any = plugins.load(METHODS, name)
+    # A method may change its backbone, as by replacing batch norms.
+    return _refusal(lambda: plugin(copy.deepcopy(_backbone(backbone, stem)), **json.loads(params)))
+
+
+@cache
+def _backbone(name: str, stem: Any) -> Any:
+    from ssl_methods.backbones import build
+
+    return build.build(name, stem=stem).train()
+
+
+def _forward(name: str, stem: Any, side: int) -> None:
+    import torch
+
+    backbone = _backbone(name, stem)
+    features = backbone(torch.empty(2, 3, side, side))
+    if tuple(features.shape) != (2, backbone.embed_dim):
+        raise ValueError(f"makes features of shape {tuple(features.shape)} of 2 images, not (2, {backbone.embed_dim})")
+
+
+def _refusal(make: Callable[[], object]) -> str:
+    """Return why something cannot be made, in a line; empty if it can, or if only numbers would tell."""
+    import torch
+
+    try:
+        with torch.device("meta"), torch.no_grad():
+            make()
+    except NotImplementedError:  # an operation without a meta kernel
+        return ""
+    except _REFUSALS as error:
+        text = " ".join(str(error).split()) or type(error).__name__
+        return "" if "meta tensor" in text else text[:_LONGEST]
+    return ""

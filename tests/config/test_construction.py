@@ -1,0 +1,55 @@
+from typing import Any
+
+import pytest
+
+from orchestrate.config.construction import construction_problems
+from orchestrate.config.load import Problem
+from orchestrate.config.run import parse_run
+
+
+def problems(backbone: dict[str, Any], size: int, **method: Any) -> list[Problem]:
+    values = {
+        "data": {"train": "data/train", "val": "data/val"},
+        "method": {"name": "simclr"} | method,
+        "backbone": backbone,
+        "views": {"name": "small_grey", "size": size},
+        "optim": {"name": "adamw", "lr": 0.001},
+        "train": {"global_batch": 8, "budget": "1ep"},
+    }
+    config, found = parse_run(values)
+    assert config is not None, found
+    return construction_problems(config)
+
+
+@pytest.mark.parametrize(
+    ("name", "stem", "size"),
+    [
+        ("tiny_resnet", "default", 28),
+        ("resnet18", "small", 32),
+        ("vit_b_16", "default", 224),
+        ("vit_tiny_patch16_224", "default", 224),
+        ("regnet_x_400mf", "default", 32),  # needs numbers to be built, which the check has none of
+    ],
+)
+def test_networks_of_all_sources_pass(name: str, stem: str, size: int) -> None:
+    assert problems({"name": name, "stem": stem}, size) == []
+
+
+def test_stem_that_a_network_does_not_have_is_named() -> None:
+    (problem,) = problems({"name": "tiny_resnet", "stem": "small"}, 28)
+    assert problem.key == ("backbone", "stem")
+    assert "stem 'small' is for torchvision ResNets; leave stem out" in problem.reason
+
+
+@pytest.mark.parametrize("name", ["vgg11", "vit_b_16", "vit_tiny_patch16_224"])
+def test_views_that_a_network_cannot_take_are_named(name: str) -> None:
+    (problem,) = problems({"name": name}, 28)
+    assert problem.key == ("backbone", "name")
+    assert "cannot take views of 28 pixels" in problem.reason
+    assert "another `views.size`, or another backbone" in problem.reason
+
+
+def test_method_that_cannot_be_built_is_named() -> None:
+    (problem,) = problems({"name": "tiny_resnet"}, 28, embed_dim=10**12, hidden_dim=10**12)
+    assert (problem.key, problem.value) == (("method",), "simclr")
+    assert "cannot be built" in problem.reason
