@@ -122,7 +122,8 @@ def _build_timm(name: str) -> Backbone:
     import timm
 
     network = timm.create_model(name, pretrained=False, num_classes=0)
-    return Headless(network, embed_dim=int(network.num_features))
+    # Some networks widen their features once more inside the head, which stays without its classifier.
+    return Headless(network, embed_dim=int(getattr(network, "head_hidden_size", None) or network.num_features))
 
 
 @cache

@@ -76,6 +76,13 @@ def test_timm_network_has_no_classifier() -> None:
     assert features.shape == (2, backbone.embed_dim)
 
 
+@pytest.mark.parametrize("name", ["mobilenetv3_small_050", "ghostnet_050"])
+def test_timm_network_that_widens_in_its_head_says_its_true_width(name: str) -> None:
+    with torch.device("meta"), torch.no_grad():
+        backbone = build(name)
+        assert backbone(torch.empty(2, 3, 64, 64)).shape == (2, backbone.embed_dim)
+
+
 def test_every_own_name_builds() -> None:
     assert "tiny_resnet" in names()
     for name in names():
