@@ -40,6 +40,17 @@ for _kind, _pattern, _first in (
 ):
     _Loader.add_implicit_resolver(f"{_TAG}{_kind}", re.compile(f"^(?:{_pattern})$"), list(_first))
 
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes what `_Loader` would not read as a word."""
+
+
+# Also what YAML 1.1 takes for something else, for readers that are not ours.
+_Dumper.yaml_implicit_resolvers = {
+    first: [*yaml.SafeDumper.yaml_implicit_resolvers.get(first, []), *resolvers]
+    for first, resolvers in _Loader.yaml_implicit_resolvers.items()
+}
+
 _DEEPEST = 100  # levels; our files have six, and Python's stack ends at some hundred
 _TOO_DEEP = f"nested more than {_DEEPEST} levels deep, or an anchor that holds itself"
 
@@ -160,6 +171,11 @@ def _scalar(loader: _Loader, node: yaml.Node, key: Key, path: Path) -> Any:
     if isinstance(value, str) and "\0" in value:
         raise ConfigError(f"{where}: holds a NUL character; remove it")
     return value
+
+
+def dump_yaml(values: Mapping[str, Any]) -> str:
+    """Write plain values so that `parse_document` reads equal ones."""
+    return yaml.dump(values, Dumper=_Dumper, sort_keys=False)
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-import yaml
 from pydantic import AfterValidator, Field, ValidationError
 
 from orchestrate.config.budget import Budget, BudgetField
@@ -16,6 +15,7 @@ from orchestrate.config.load import (
     Document,
     Key,
     Problem,
+    dump_yaml,
     problems_of,
     raise_problems,
     read_document,
@@ -167,7 +167,7 @@ class RunConfig(Section):
 
     def to_yaml(self) -> str:
         """Write the config so that `load_run` reads an equal one."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+        return dump_yaml(self.model_dump(mode="json"))
 
 
 SectionT = TypeVar("SectionT", bound=Section)

@@ -7,8 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
-
+from orchestrate.config.load import dump_yaml
 from orchestrate.errors import LaunchError
 from orchestrate.launchers.base import JobExistsError, Launcher, RunSpec, job_name
 from orchestrate.runs import create_run_dir, write_text
@@ -175,7 +174,7 @@ def prepare_run_dir(runs: Path, trial: TrialEntry) -> None:
     Raises:
         RunDirError: the folder cannot be written.
     """
-    text = yaml.safe_dump(trial.config, sort_keys=False)
+    text = dump_yaml(trial.config)
     run = create_run_dir(run_dir_of(runs, trial.id).path, text)
     if run.config_file.read_text() != text:
         write_text(run.config_file, text)  # other workers, engine or data URLs; the numbers are the same

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrate.config.load import parse_document
+from orchestrate.config.load import dump_yaml, parse_document
 from orchestrate.errors import ConfigError
 
 
@@ -65,3 +65,8 @@ def test_broken_files_are_refused_with_their_line(text: str, message: str) -> No
         parse_document(text, Path("x.yaml"))
     assert str(caught.value).startswith(message)
     assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("value", ["1e5", "1e-6", "010", "1:30", "on", "true", ".inf", "~", "0x1F", 1e-6, 3, True])
+def test_what_is_written_reads_back_as_the_same_value(value: object) -> None:
+    assert parse_document(dump_yaml({"key": value}), Path("x.yaml")).data == {"key": value}
