@@ -81,13 +81,13 @@ def kill_all(runs: Path, controller: "subprocess.Popen[bytes]", *, spare_supervi
 
 
 def processes_on(runs: Path) -> list[tuple[int, str]]:
-    """List the other processes whose command line names a path below `runs`."""
+    """List the processes of ours that work below `runs`: it stands in their command line, or they log into it."""
     found = []
     for folder in Path("/proc").iterdir():
         if folder.name.isdigit() and int(folder.name) != os.getpid():
             with contextlib.suppress(OSError):
                 command = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-                if f"{runs}/" in command and "orchestrate" in command:
+                if "orchestrate" in command and f"{runs}/" in command + os.readlink(folder / "fd" / "1"):
                     found.append((int(folder.name), command))
     return found
 
