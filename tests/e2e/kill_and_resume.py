@@ -87,7 +87,7 @@ def processes_on(runs: Path) -> list[tuple[int, str]]:
         if folder.name.isdigit() and int(folder.name) != os.getpid():
             with contextlib.suppress(OSError):
                 command = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-                if "orchestrate" in command and f"{runs}/" in command + os.readlink(folder / "fd" / "1"):
+                if "orchestrate" in command and f"{runs}/" in command + str((folder / "fd" / "1").readlink()):
                     found.append((int(folder.name), command))
     return found
 
