@@ -98,6 +98,7 @@ class Outlook:
         left: what it would still cost.
         launch: how the next trial would be started.
         problems: for which the sweep could not be started now.
+        warnings: what would make it slow.
     """
 
     record: SweepRecord
@@ -105,6 +106,7 @@ class Outlook:
     left: Forecast
     launch: LaunchPlan | None
     problems: Sequence[str]
+    warnings: Sequence[str]
 
 
 def look_ahead(
@@ -112,7 +114,8 @@ def look_ahead(
 ) -> Outlook:
     """Work out what a sweep would do."""
     left = forecast(record, runs, observed)
-    return Outlook(record, observed, left, _launch_plan(record, runs, observed, launcher), problems)
+    warnings = launcher.warnings(parallel=min(record.parallel, left.trials)) if left.trials else ()
+    return Outlook(record, observed, left, _launch_plan(record, runs, observed, launcher), problems, warnings)
 
 
 def plan_json(outlook: Outlook) -> dict[str, Any]:
@@ -135,6 +138,7 @@ def plan_json(outlook: Outlook) -> dict[str, Any]:
         "left": asdict(outlook.left),
         "launch": json.loads(launch.to_json()) if launch else None,
         "problems": list(outlook.problems),
+        "warnings": list(outlook.warnings),
     }
 
 
@@ -158,6 +162,7 @@ def plan_view(outlook: Outlook) -> RenderableType:
         Text(f"\nleft: {counted(left.trials, 'trial')}, {left.steps:,} steps, {left.images:,} images; {price}"),
         Text("\nhow a trial is started", style="bold"),
         Text(outlook.launch.render() if outlook.launch else "no trial"),
+        *(Text(f"warning: {warning}", style="yellow") for warning in outlook.warnings),
         *([Text("\ncannot be started yet", style="bold red")] if outlook.problems else []),
         *(Text(problem) for problem in outlook.problems),
     )

@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 
 import pytest
@@ -39,3 +40,17 @@ def test_plan_shows_the_launch_of_the_first_trial_that_is_due(runs: Path, tmp_pa
     assert [trial["state"] for trial in values["trials"]] == ["done", "missing"]
     assert values["launch"]["name"] == f"oc-{record.trial_ids[1]}"
     assert values["problems"] == ["a problem"]
+
+
+def test_plan_warns_of_more_ranks_than_cores_while_anything_is_left(
+    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0})
+    made = bench(runs)
+    record = record_of(write_sweep(tmp_path, seeds=(0,)))
+    outlook = look_ahead(record, runs, observe(runs, record.trial_ids, made.launcher), made.launcher, [])
+    (warning,) = plan_json(outlook)["warnings"]
+    assert "they will slow each other down" in warning
+    made.session.make_true(record)
+    done = look_ahead(record, runs, observe(runs, record.trial_ids, made.launcher), made.launcher, [])
+    assert plan_json(done)["warnings"] == []
