@@ -13,6 +13,7 @@ from typing import Any
 
 from orchestrate.data import storage
 from orchestrate.errors import DataError
+from orchestrate.runs import sync_folder
 
 MANIFEST_NAME = "manifest.json"
 FORMAT = 1
@@ -130,15 +131,6 @@ def write_atomically(path: Path, data: bytes) -> None:
         os.fsync(file.fileno())
     temporary.replace(path)
     sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make renames in a folder durable."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _parse(text: bytes, file_url: str) -> Manifest:

@@ -28,7 +28,6 @@ from orchestrate.data.index import (
     Shard,
     check_shards,
     load_manifest,
-    sync_folder,
     write_atomically,
     write_manifest,
 )
@@ -36,6 +35,7 @@ from orchestrate.data.order import shuffled
 from orchestrate.data.shards import pack_sample, recover_shard, write_shard
 from orchestrate.data.sources import Item, Source, image_folder, listing, problems_error, relabel
 from orchestrate.errors import DataError
+from orchestrate.runs import sync_folder
 
 FASHION_MNIST = "fashion-mnist"
 # Marks a folder as ours before the manifest is there, and says which pack goes on in it.

@@ -27,7 +27,7 @@ from torch import Tensor
 from orchestrate.engine.base import Engine, OptimizerState
 from orchestrate.engine.ranks import Ranks
 from orchestrate.errors import CheckpointError
-from orchestrate.runs import read_json, write_json
+from orchestrate.runs import read_json, sync_folder, write_json
 
 FORMAT = 1
 
@@ -102,9 +102,9 @@ class CheckpointStore:
         write_json(aside / "manifest.json", manifest | {"seal": _seal_of(manifest)})
         if target.exists():  # damaged or of an earlier, overtaken attempt: set aside, never overwritten
             target.rename(_free_name(self._folder / f".old-{target.name}"))
-        _sync_folder(aside)
+        sync_folder(aside)
         aside.rename(target)
-        _sync_folder(self._folder)
+        sync_folder(self._folder)
         write_json(self._folder / "latest.json", {"checkpoint": target.name})
         self._prune(target)
 
@@ -233,14 +233,6 @@ def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _flatten(state: OptimizerState) -> dict[str, Tensor]:
