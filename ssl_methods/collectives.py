@@ -1,4 +1,4 @@
-"""Sums, concatenations and batch norm over ranks, with exact gradients; all are the identity on one process.
+"""Sums, concatenations, permutations and batch norm over ranks, with exact gradients; one process needs no group.
 
 Convention: every rank computes a loss and the engine averages parameter gradients over ranks. A collective's backward
 therefore sums the gradients of all ranks' losses, and the average is the gradient of the mean of these losses.
@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F  # noqa: N812  # torch's own name for it
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.autograd.function import Function, FunctionCtx, once_differentiable
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -46,6 +46,19 @@ def all_reduce_sum(x: Tensor) -> Tensor:
         return x
     total: Tensor = _AllReduceSum.apply(x)
     return total
+
+
+def shared_permutation(count: int, *, device: torch.device) -> Int[Tensor, " count"]:
+    """Draw a random order of `count` things, the same on every rank. Call it on every rank, in the same order.
+
+    It comes from rank 0's CPU generator of torch, so that restoring that one's state brings it back; the other ranks'
+    generators stay as they are.
+    """
+    order = torch.randperm(count) if rank() == 0 else torch.empty(count, dtype=torch.int64)
+    order = order.to(device)
+    if world_size() > 1:
+        dist.broadcast(order, src=0)
+    return order
 
 
 class RankBatchNorm(_BatchNorm):

@@ -26,15 +26,29 @@ class StepOutput:
 
 @dataclass(frozen=True)
 class Progress:
-    """Where training stands after a step (`step` counts from 1)."""
+    """Where training stands: `step` steps are done, from 0 before the first to `total_steps` after the last."""
 
     step: int
     total_steps: int
     steps_per_epoch: float
 
+    @property
+    def fraction(self) -> float:
+        """Return which part of the training is done, 0 to 1."""
+        return self.step / self.total_steps
+
+    @property
+    def epochs(self) -> float:
+        """Return how many epochs are done."""
+        return self.step / self.steps_per_epoch
+
 
 class Method(nn.Module, ABC):
     """Hold everything that is trained or kept between steps, and turn views into a loss.
+
+    A step is `before_step`, `forward`, the optimizer's update, `after_step`. What outlives it (twins, queues, centres)
+    is a parameter without gradient or a buffer, so that `state_dict` holds it; what follows from the progress alone
+    (momentum, temperature) is set anew by `before_step`.
 
     The engine averages gradients over ranks. Under that convention a method's gradient equals the gradient of one
     process on the concatenated batch, unless `rank_bound` says otherwise.
@@ -49,6 +63,10 @@ class Method(nn.Module, ABC):
     uses_labels: ClassVar[bool] = False
     rank_bound: ClassVar[tuple[str, ...]] = ()
     """What ties the numbers to the rank count, in words; empty if nothing does."""
+    has_twin: ClassVar[bool] = False
+    """Whether it keeps a moving average of trained parameters, for which they must be whole after each step."""
+    has_last_layer: ClassVar[bool] = False
+    """Whether `last_layer` names parameters."""
 
     def __init__(self, backbone: Backbone) -> None:
         super().__init__()
@@ -65,9 +83,25 @@ class Method(nn.Module, ABC):
             labels: class indices, given to methods with `uses_labels` only.
         """
 
-    def after_step(self, progress: Progress) -> None:
-        """Update what the optimiser does not (twins, temperatures); called after each optimiser step."""
+    def check_batches(self, *, num_views: int, global_batch: int) -> None:
+        """Refuse batches of a shape that a step could not take; called before any training.
+
+        Raises:
+            ValueError: what does not fit, and what would.
+        """
         return
+
+    def before_step(self, progress: Progress) -> None:
+        """Set what depends on how far training is (momentum, temperature): a pure function of the progress."""
+        return
+
+    def after_step(self, progress: Progress) -> None:
+        """Update what the optimizer does not (twins); called after each optimizer step, with it counted."""
+        return
+
+    def last_layer(self) -> tuple[nn.Parameter, ...]:
+        """Return the parameters of the output layer, which an early freeze may hold still; none by default."""
+        return ()
 
     def encoder(self) -> Backbone:
         """Return the backbone that is evaluated and exported."""

@@ -205,9 +205,16 @@ _SIMCLR = ViewSpec(
 _MOCO_V2 = replace(
     _SIMCLR, crop_scale=(0.2, 1.0), interpolation="bilinear", brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1
 )
+# Caron et al. 2021, arXiv:2104.14294, and the authors' code: BYOL's photometrics, large crops first, then small ones
+_DINO_FIRST = replace(_BYOL_FIRST, crop_scale=(0.4, 1.0))
+_DINO_SECOND = replace(_BYOL_SECOND, crop_scale=(0.4, 1.0))
+_DINO_LOCAL = replace(_BYOL_FIRST, crop_scale=(0.05, 0.4), blur_p=0.5, size_factor=96 / 224)
 _SUPERVISED = ViewSpec(crop_scale=(0.08, 1.0), interpolation="bilinear")
 # Ours, for grey images of about 28 px: small crops, blur and solarisation would destroy them
 _SMALL_GREY = ViewSpec(crop_scale=(0.3, 1.0), jitter_p=0.8, brightness=0.4, contrast=0.4)
+_SMALL_GLOBAL = replace(_SMALL_GREY, crop_scale=(0.4, 1.0))
+_SMALL_LOCAL = replace(_SMALL_GREY, crop_scale=(0.1, 0.4), size_factor=16 / 28)
+_SMALL_DINO = (_SMALL_GLOBAL, _SMALL_GLOBAL, _SMALL_LOCAL, _SMALL_LOCAL)
 _SMALL_GREY_SUPERVISED = ViewSpec(crop_scale=(0.6, 1.0))
 _FASHION_MNIST_MEAN: RGB = (0.2860, 0.2860, 0.2860)
 _FASHION_MNIST_STD: RGB = (0.3530, 0.3530, 0.3530)
@@ -219,8 +226,10 @@ _RECIPES: Mapping[str, ViewRecipe] = MappingProxyType(
             ViewRecipe("barlow_twins", (_BYOL_FIRST, _BYOL_SECOND), 224),
             ViewRecipe("simclr", (_SIMCLR, _SIMCLR), 224),
             ViewRecipe("moco_v2", (_MOCO_V2, _MOCO_V2), 224),
+            ViewRecipe("dino", (_DINO_FIRST, _DINO_SECOND, *[_DINO_LOCAL] * 8), 224),
             ViewRecipe("supervised", (_SUPERVISED,), 224),
             ViewRecipe("small_grey", (_SMALL_GREY, _SMALL_GREY), 28, _FASHION_MNIST_MEAN, _FASHION_MNIST_STD),
+            ViewRecipe("small_dino", _SMALL_DINO, 28, _FASHION_MNIST_MEAN, _FASHION_MNIST_STD),
             ViewRecipe("small_grey_supervised", (_SMALL_GREY_SUPERVISED,), 28, _FASHION_MNIST_MEAN, _FASHION_MNIST_STD),
         )
     }

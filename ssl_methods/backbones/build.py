@@ -24,6 +24,11 @@ _OPTIONS: Mapping[str, Mapping[str, bool]] = MappingProxyType(
         "inception": {"aux_logits": False, "init_weights": True},
     }
 )
+# plain vision transformers then take any multiple of their patch, as multi-crop recipes ask; other sizes resample the
+# positions, the built-in size is as ever
+_TIMM_OPTIONS: Mapping[str, Mapping[str, bool]] = MappingProxyType(
+    {"vision_transformer": {"dynamic_img_size": True}, "deit": {"dynamic_img_size": True}}
+)
 
 
 def names() -> tuple[str, ...]:
@@ -120,8 +125,10 @@ def _silence_dropout(module: nn.Module) -> None:
 
 def _build_timm(name: str) -> Backbone:
     import timm
+    from timm.models import model_entrypoint
 
-    network = timm.create_model(name, pretrained=False, num_classes=0)
+    family = model_entrypoint(name).__module__.rpartition(".")[-1]
+    network = timm.create_model(name, pretrained=False, num_classes=0, **_TIMM_OPTIONS.get(family, {}))
     # Some networks widen their features once more inside the head, which stays without its classifier.
     return Headless(network, embed_dim=int(getattr(network, "head_hidden_size", None) or network.num_features))
 

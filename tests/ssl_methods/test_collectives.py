@@ -12,6 +12,7 @@ from ssl_methods.collectives import (
     all_reduce_sum,
     gather,
     rank,
+    shared_permutation,
     synchronise_batch_norm,
     world_size,
 )
@@ -54,6 +55,37 @@ def test_gather_and_sum_have_the_gradient_of_all_ranks_losses(num_ranks: int) ->
         assert torch.equal(result["gathered"], everything)
         assert torch.equal(result["total"], total)
         torch.testing.assert_close(result["grad"], part.grad, rtol=1e-14, atol=0)
+
+
+def permutations_on_this_rank() -> tuple[list[Tensor], Tensor]:
+    """Two orders, the first of them again after rank 0's generator was put back, and a number of one's own."""
+    torch.manual_seed(100 + rank())
+    cpu = torch.device("cpu")
+    before = torch.get_rng_state()
+    orders = [shared_permutation(9, device=cpu), shared_permutation(9, device=cpu)]
+    if rank() == 0:
+        torch.set_rng_state(before)
+    return [*orders, shared_permutation(9, device=cpu)], torch.rand(1)
+
+
+def test_permutation_is_shared_and_follows_rank_zeros_generator() -> None:
+    results = run_on_ranks(4, permutations_on_this_rank)
+    for orders, _ in results:
+        assert all(torch.equal(mine, zeros) for mine, zeros in zip(orders, results[0][0], strict=True))
+    first, second, again = results[0][0]
+    assert torch.equal(first, torch.randperm(9, generator=torch.Generator().manual_seed(100)))
+    assert torch.equal(again, first)
+    assert not torch.equal(first, second)
+    for number, (_, drawn) in enumerate(results[1:], start=1):
+        torch.manual_seed(100 + number)
+        assert torch.equal(drawn, torch.rand(1))  # the others' generators were not touched
+
+
+def test_permutation_of_one_process_is_torchs_own() -> None:
+    torch.manual_seed(3)
+    drawn = shared_permutation(9, device=torch.device("cpu"))
+    torch.manual_seed(3)
+    assert torch.equal(drawn, torch.randperm(9))
 
 
 def norm_on_this_rank(shape: tuple[int, ...], options: dict[str, Any]) -> dict[str, Tensor]:

@@ -100,8 +100,10 @@ def test_views_depend_on_their_key_alone(name: str) -> None:
 @pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "P", "CMYK", "1", "I;16"])
 def test_any_image_gives_uint8_views_in_three_channels(name: str, mode: str) -> None:
     image = Image.new(mode, (40, 30))
-    for view in make_views(image, recipe(name, 20), seed=0, epoch=0, sample_id=0):
-        assert (view.shape, view.dtype) == ((20, 20, 3), np.uint8)
+    chosen = recipe(name, 20)
+    for view, spec in zip(make_views(image, chosen, seed=0, epoch=0, sample_id=0), chosen.views, strict=True):
+        side = round(20 * spec.size_factor)
+        assert (view.shape, view.dtype) == ((side, side, 3), np.uint8)
     assert eval_view(image, 20).shape == (20, 20, 3)
 
 
@@ -111,6 +113,31 @@ def test_grey_image_gives_the_views_of_its_three_equal_channels(name: str) -> No
         grey = make_views(GREY, recipe(name, 24), seed=0, epoch=0, sample_id=sample_id)
         colour = make_views(GREY_IN_COLOUR, recipe(name, 24), seed=0, epoch=0, sample_id=sample_id)
         assert all(np.array_equal(one, other) for one, other in zip(grey, colour, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "sides"), [("dino", 224, [224] * 2 + [96] * 8), ("small_dino", 28, [28, 28, 16, 16])]
+)
+def test_multi_crop_recipes_make_two_large_views_and_small_ones(name: str, size: int, sides: list[int]) -> None:
+    chosen = recipe(name, size)
+    views = make_views(COLOUR, chosen, seed=0, epoch=0, sample_id=0)
+    assert [view.shape for view in views] == [(side, side, 3) for side in sides]
+    large, small = chosen.views[0], chosen.views[-1]
+    assert large.crop_scale[0] >= small.crop_scale[1]
+    assert all(side >= 12 for side in sides)
+
+
+def test_dino_views_have_the_published_probabilities() -> None:
+    first, second, *small = recipe("dino", 224).views
+    assert [(each.blur_p, each.solarise_p, each.crop_scale) for each in (first, second, small[0])] == [
+        (1.0, 0.0, (0.4, 1.0)),
+        (0.1, 0.2, (0.4, 1.0)),
+        (0.5, 0.0, (0.05, 0.4)),
+    ]
+    assert len(small) == 8 and len(set(small)) == 1
+    for each in (first, second, small[0]):
+        assert (each.flip_p, each.jitter_p, each.grayscale_p, each.interpolation) == (0.5, 0.8, 0.2, "bicubic")
+        assert (each.brightness, each.contrast, each.saturation, each.hue) == (0.4, 0.4, 0.2, 0.1)
 
 
 def test_small_crops_have_their_own_size() -> None:

@@ -83,6 +83,19 @@ def test_timm_network_that_widens_in_its_head_says_its_true_width(name: str) -> 
         assert backbone(torch.empty(2, 3, 64, 64)).shape == (2, backbone.embed_dim)
 
 
+def test_timm_vision_transformer_takes_the_crops_of_a_multi_crop_recipe_and_is_the_usual_one_at_its_size() -> None:
+    import timm
+
+    backbone = build("vit_tiny_patch16_224").eval()
+    assert isinstance(backbone, Headless)
+    usual = timm.create_model("vit_tiny_patch16_224", num_classes=0).eval()
+    usual.load_state_dict(backbone.network.state_dict())
+    images = torch.randn(2, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        assert torch.equal(backbone(images), usual(images))
+        assert backbone(images[:, :, :96, :96]).shape == (2, backbone.embed_dim)
+
+
 def test_every_own_name_builds() -> None:
     assert "tiny_resnet" in names()
     for name in names():
@@ -104,5 +117,7 @@ def test_unknown_name_is_answered_with_close_ones() -> None:
     assert "resnet50" in suggest("resnet_50")
     with pytest.raises(ValueError, match=r"backbone 'tiny_resnets': .* did you mean tiny_resnet"):
         build("tiny_resnets")
-    with pytest.raises(ValueError, match=r"backbone '\?\?': .* did you mean tiny_resnet, resnet18, resnet50\?"):
+    with pytest.raises(
+        ValueError, match=r"backbone '\?\?': .* did you mean tiny_resnet, tiny_vit, resnet18, resnet50\?"
+    ):
         build("??")

@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parallel import DistributedDataParallel
 
 from ssl_methods import plugins
 from ssl_methods.backbones.tiny_resnet import TinyResNet
@@ -20,7 +22,9 @@ from tests.ssl_methods.inputs import rank_slice
 
 PACKAGE = "ssl_methods.methods"
 NAMES = plugins.names(PACKAGE)
-SMALL = {"embed_dim": 16, "hidden_dim": 24, "num_classes": 4}  # what a tiny run asks of a method that has the knob
+RANK_BOUND = [name for name in NAMES if plugins.load(PACKAGE, name).rank_bound]
+# what a tiny run asks of a method that has the knob
+SMALL = {"embed_dim": 16, "hidden_dim": 24, "num_classes": 4, "queue_size": 64, "output_dim": 32}
 
 
 def build_method(name: str) -> Method:
@@ -33,58 +37,89 @@ def build_method(name: str) -> Method:
 
 
 def batch_of(method: Method, *, num_samples: int = 16, dtype: torch.dtype = torch.float32) -> tuple[list[Tensor], Any]:
-    """Two noisy views (as many as the recipe makes) of fixed random images, and labels if the method wants them."""
+    """This rank's part of noisy corners of fixed random images, in the numbers and sizes of the method's recipe, and
+    of labels if the method wants them.
+    """
     generator = torch.Generator().manual_seed(1)
     images = torch.randn(num_samples, 3, 12, 12, generator=generator, dtype=dtype)
-    num_views = len(recipe(method.default_views, 12).views)
-    views = [images + 0.2 * torch.randn(images.shape, generator=generator, dtype=dtype) for _ in range(num_views)]
-    return views, torch.arange(num_samples) % 4 if method.uses_labels else None
+    sides = [round(12 * view.size_factor) for view in recipe(method.default_views, 12).views]
+    noise = [torch.randn(images.shape, generator=generator, dtype=dtype) for _ in sides]
+    views = [(images + 0.2 * each)[:, :, :side, :side] for each, side in zip(noise, sides, strict=True)]
+    labels = rank_slice(torch.arange(num_samples) % 4, rank(), world_size()) if method.uses_labels else None
+    return [rank_slice(view, rank(), world_size()) for view in views], labels
 
 
-def train(method: Method, optimizer: torch.optim.Optimizer, *, steps: int) -> list[float]:
+def train(
+    method: Method, optimizer: torch.optim.Optimizer, *, steps: int, first: int = 0, model: nn.Module | None = None
+) -> list[float]:
+    """Take steps on one batch as the engine does; `model` is what wraps the method."""
     views, labels = batch_of(method)
     losses = []
-    for step in range(steps):
-        output = method(views, labels)
+    for step in range(first, first + steps):
+        method.before_step(progress(step))
+        output = (model or method)(views, labels)
         optimizer.zero_grad()
         output.loss.backward()
         optimizer.step()
-        method.after_step(Progress(step=step + 1, total_steps=20, steps_per_epoch=5.0))
+        method.after_step(progress(step + 1))
         losses.append(output.loss.item())
     return losses
 
 
-def sgd(method: Method) -> torch.optim.SGD:
-    return torch.optim.SGD(method.parameters(), lr=0.01, momentum=0.9)
+def progress(step: int) -> Progress:
+    return Progress(step=step, total_steps=20, steps_per_epoch=5.0)
+
+
+def adamw(method: Method) -> torch.optim.AdamW:
+    # every parameter, frozen ones too: whatever gets no gradient must stay
+    return torch.optim.AdamW(method.parameters(), lr=1e-3)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_twenty_steps_lower_the_loss(name: str) -> None:
     method = build_method(name)
-    losses = train(method, sgd(method), steps=20)
-    assert losses[-1] < 0.9 * losses[0]
+    batch = batch_of(method)
+    untrained = [method(*batch).loss.item() for _ in range(40)]  # until queue and centre have settled
+    losses = train(method, adamw(method), steps=20)
+    assert losses[-1] < 0.9 * untrained[-1]
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_trainable_parameter_learns(name: str) -> None:
     method = build_method(name)
     before = copy.deepcopy(dict(method.named_parameters()))
-    train(method, sgd(method), steps=20)  # the first steps only open the blocks that start as the identity
+    train(method, adamw(method), steps=20)  # the first steps only open the blocks that start as the identity
     for parameter_name, parameter in method.named_parameters():
-        assert parameter.grad is not None, parameter_name
+        assert (parameter.grad is not None) == parameter.requires_grad, parameter_name
         assert not torch.equal(parameter, before[parameter_name]), parameter_name
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_frozen_parts_move_after_the_step_and_by_nothing_else(name: str) -> None:
+    method = build_method(name)
+    frozen = {key: value for key, value in method.named_parameters() if not value.requires_grad}
+    before = copy.deepcopy(frozen)
+    optimizer = adamw(method)
+    for step in range(3):
+        method.before_step(progress(step))
+        method(*batch_of(method)).loss.backward()
+        optimizer.step()
+    assert bool(frozen) == method.has_twin
+    assert all(value.grad is None and torch.equal(value, before[key]) for key, value in frozen.items())
+    method.after_step(progress(3))
+    assert not frozen or any(not torch.equal(value, before[key]) for key, value in frozen.items())
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_restored_state_continues_as_if_nothing_happened(name: str) -> None:
     method = build_method(name)
-    optimizer = sgd(method)
+    optimizer = adamw(method)
     train(method, optimizer, steps=3)
     restored = build_method(name)
     restored.load_state_dict(copy.deepcopy(method.state_dict()))
-    restored_optimizer = sgd(restored)
+    restored_optimizer = adamw(restored)
     restored_optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
-    assert train(restored, restored_optimizer, steps=3) == train(method, optimizer, steps=3)
+    assert train(restored, restored_optimizer, steps=3, first=3) == train(method, optimizer, steps=3, first=3)
     for key, value in method.state_dict().items():
         assert torch.equal(restored.state_dict()[key], value), key
 
@@ -102,13 +137,27 @@ def test_output_is_a_single_precision_loss_and_detached_scalars(name: str) -> No
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_two_forward_passes_before_one_backward_pass(name: str) -> None:
+    method = build_method(name)
+    first, second = (method(*batch_of(method)) for _ in range(2))  # the second must not touch what the first keeps
+    (first.loss + second.loss).backward()
+    for key, value in method.named_parameters():
+        assert not value.requires_grad or (value.grad is not None and bool(value.grad.isfinite().all())), key
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_declarations_are_complete(name: str) -> None:
     method = build_method(name)
     assert method.default_views in recipe_names()
     assert method.encoder().embed_dim == 128
     assert all(isinstance(each, str) for each in method.rank_bound)
-    norms = [module for module in method.modules() if isinstance(module, torch.nn.modules.batchnorm._BatchNorm)]
-    assert all(isinstance(norm, RankBatchNorm) for norm in norms)
+    trained = {id(value) for value in method.parameters() if value.requires_grad}
+    assert bool(method.last_layer()) == method.has_last_layer
+    assert all(id(value) in trained for value in method.last_layer())
+    views, _ = batch_of(method)
+    method.check_batches(num_views=len(views), global_batch=16)
+    norms = [module for module in method.modules() if isinstance(module, _BatchNorm)]
+    assert method.rank_bound or all(isinstance(norm, RankBatchNorm) for norm in norms)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -124,15 +173,13 @@ def test_constructor_is_a_config_schema(name: str) -> None:
 def step_on_this_rank(name: str) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
     """Loss, gradients and buffers after one float64 step on this rank's part of a batch of 8."""
     method = build_method(name).double()
-    views, labels = batch_of(method, num_samples=8, dtype=torch.float64)
-    mine = [rank_slice(view, rank(), world_size()) for view in views]
-    output = method(mine, None if labels is None else rank_slice(labels, rank(), world_size()))
+    output = method(*batch_of(method, num_samples=8, dtype=torch.float64))
     output.loss.backward()
     gradients = {key: value.grad for key, value in method.named_parameters() if value.grad is not None}
     return output.loss.detach(), gradients, dict(method.named_buffers())
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if not plugins.load(PACKAGE, name).rank_bound])
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in RANK_BOUND])
 @pytest.mark.parametrize("num_ranks", [2, 4])
 def test_ranks_equal_one_process(name: str, num_ranks: int) -> None:
     loss, gradients, buffers = step_on_this_rank(name)
@@ -144,3 +191,42 @@ def test_ranks_equal_one_process(name: str, num_ranks: int) -> None:
     for key, value in gradients.items():
         average = torch.stack([rank_gradients[key] for _, rank_gradients, _ in results]).mean(0)
         torch.testing.assert_close(average, value, rtol=1e-6, atol=1e-9, msg=lambda m, key=key: f"{key}: {m}")
+
+
+@pytest.mark.parametrize("name", RANK_BOUND)
+@pytest.mark.parametrize("num_ranks", [2, 4])
+def test_rank_bound_method_differs_from_one_process_and_is_one_method_on_all_ranks(name: str, num_ranks: int) -> None:
+    loss, _, _ = step_on_this_rank(name)
+    results = run_on_ranks(num_ranks, step_on_this_rank, name)
+    assert float(results[0][0]) != pytest.approx(float(loss), rel=1e-6)
+    moments = {key for key, _ in batch_norm_buffers(build_method(name))}
+    for rank_loss, _, rank_buffers in results:
+        assert torch.equal(rank_loss, results[0][0])
+        for key in rank_buffers.keys() - moments:
+            assert torch.equal(rank_buffers[key], results[0][2][key]), key
+
+
+def batch_norm_buffers(method: Method) -> list[tuple[str, Tensor]]:
+    norms = [(prefix, module) for prefix, module in method.named_modules() if isinstance(module, _BatchNorm)]
+    return [pair for prefix, norm in norms for pair in norm.named_buffers(prefix=prefix)]
+
+
+def train_on_this_rank(names: list[str]) -> list[tuple[list[float], dict[str, Tensor]]]:
+    """Losses and state of three steps of each method under DDP, behind two forward passes and one backward pass."""
+    results = []
+    for name in names:
+        method = build_method(name)
+        model = DistributedDataParallel(method, broadcast_buffers=False)
+        first, second = (model(*batch_of(method)) for _ in range(2))
+        (first.loss + second.loss).backward()
+        results.append((train(method, adamw(method), steps=3, model=model), method.state_dict()))
+    return results
+
+
+def test_ranks_stay_one_method_under_ddp() -> None:
+    ranks = run_on_ranks(2, train_on_this_rank, list(NAMES))
+    for name, (losses, state), (other_losses, other_state) in zip(NAMES, *ranks, strict=True):
+        assert losses == other_losses, name
+        local = {key for key, _ in batch_norm_buffers(build_method(name))} if name in RANK_BOUND else set()
+        different = {key for key, value in state.items() if not torch.equal(value, other_state[key])}
+        assert different <= local, name
