@@ -10,12 +10,16 @@ def cosine(start: float, end: float, *, progress: float) -> float:
 
     Source: Loshchilov and Hutter 2017, arXiv:1608.03983, eq. 5 without restarts.
     """
-    return end + (start - end) * (1 + math.cos(math.pi * _clamp(progress))) / 2
+    return _between(start, end, share=(1 + math.cos(math.pi * _clamp(progress))) / 2)
 
 
 def linear(start: float, end: float, *, progress: float) -> float:
     """Go from `start` to `end` on a straight line. Progress outside [0, 1] counts as its nearer end."""
-    return start + (end - start) * _clamp(progress)
+    return _between(start, end, share=1 - _clamp(progress))
+
+
+def _between(start: float, end: float, *, share: float) -> float:
+    return start * share + end * (1 - share)  # exact at both ends
 
 
 def _clamp(progress: float) -> float:

@@ -28,9 +28,33 @@ def construction_problems(config: RunConfig) -> list[Problem]:
     if refusal := _backbone_refusal(backbone.name, backbone.stem, sides):
         key, reason = refusal
         return [Problem(("backbone", key), getattr(backbone, key), reason)]
+    if problems := _recompute_problems(config):
+        return problems
     if reason := _method_refusal(backbone.name, backbone.stem, method.name, json.dumps(method.params, sort_keys=True)):
         return [Problem(("method",), method.name, f"cannot be built on {backbone.name}: {reason}")]
+    if reason := _batch_refusal(config, num_views=len(views)):
+        return [Problem(("method",), method.name, reason)]
     return []
+
+
+def _recompute_problems(config: RunConfig) -> list[Problem]:
+    """Refuse ways to save memory that would change the loss, or that find nothing to work on."""
+    from ssl_methods.recompute import batch_coupling, residual_blocks
+
+    network, system = config.backbone.name, config.system
+    if system.micro_batch == "all" and not system.activation_checkpointing:
+        return []
+    problems = []
+    backbone = _backbone(network, config.backbone.stem)
+    norm = batch_coupling(backbone)
+    if system.micro_batch != "all" and norm:
+        reason = f"{network}: {norm} sees the whole batch, so micro-batches would change the loss"
+        advice = "write `activation_checkpointing: true`, more ranks, or a backbone without batch norm"
+        problems.append(Problem(("system", "micro_batch"), system.micro_batch, f"{reason}; {advice}"))
+    if system.activation_checkpointing and not residual_blocks(backbone):
+        reason = f"{network} has no stack of blocks to recompute; leave it out"
+        problems.append(Problem(("system", "activation_checkpointing"), True, reason))
+    return problems
 
 
 @cache
@@ -51,9 +75,24 @@ def _backbone_refusal(name: str, stem: Any, sides: tuple[int, ...]) -> tuple[str
 
 @cache
 def _method_refusal(backbone: str, stem: Any, name: str, params: str) -> str:
+    return _refusal(partial(_method, backbone, stem, name, params))
+
+
+def _batch_refusal(config: RunConfig, *, num_views: int) -> str:
+    backbone, params = config.backbone, json.dumps(config.method.params, sort_keys=True)
+
+    def check() -> None:
+        method = _method(backbone.name, backbone.stem, config.method.name, params)
+        method.check_batches(num_views=num_views, global_batch=config.train.global_batch)
+
+    return _refusal(check)
+
+
+@cache
+def _method(backbone: str, stem: Any, name: str, params: str) -> Any:
     plugin: Any = plugins.load(METHODS, name)
     # A method may change its backbone, as by replacing batch norms.
-    return _refusal(lambda: plugin(copy.deepcopy(_backbone(backbone, stem)), **json.loads(params)))
+    return plugin(copy.deepcopy(_backbone(backbone, stem)), **json.loads(params))
 
 
 @cache

@@ -215,6 +215,8 @@ def _problem(entry: Any, section: type[Section], at: Key) -> Problem:
 _REASONS = {
     "dict_type": "must be a mapping of keys; write `key: value` lines",
     "list_type": "must be a list; write `[a, b]`",
+    "tuple_type": "must be a list; write `[a, b]`",
+    "too_short": "must not be empty",
     "string_too_short": "must not be empty",
 }
 

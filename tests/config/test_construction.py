@@ -7,7 +7,7 @@ from orchestrate.config.load import Problem
 from orchestrate.config.run import parse_run
 
 
-def problems(backbone: dict[str, Any], size: int, **method: Any) -> list[Problem]:
+def problems(backbone: dict[str, Any], size: int, *, system: Any = None, **method: Any) -> list[Problem]:
     values = {
         "data": {"train": "data/train", "val": "data/val"},
         "method": {"name": "simclr"} | method,
@@ -15,6 +15,7 @@ def problems(backbone: dict[str, Any], size: int, **method: Any) -> list[Problem
         "views": {"name": "small_grey", "size": size},
         "optim": {"name": "adamw", "lr": 0.001},
         "train": {"global_batch": 8, "budget": "1ep"},
+        "system": system or {},
     }
     config, found = parse_run(values)
     assert config is not None, found
@@ -53,3 +54,24 @@ def test_method_that_cannot_be_built_is_named() -> None:
     (problem,) = problems({"name": "tiny_resnet"}, 28, embed_dim=10**12, hidden_dim=10**12)
     assert (problem.key, problem.value) == (("method",), "simclr")
     assert "cannot be built" in problem.reason
+
+
+def test_micro_batches_of_a_network_with_batch_norm_are_refused_by_the_name_of_the_norm() -> None:
+    (problem,) = problems({"name": "resnet18", "stem": "small"}, 32, system={"micro_batch": 8})
+    assert problem.key == ("system", "micro_batch")
+    assert "resnet18: network.bn1 (BatchNorm2d) sees the whole batch" in problem.reason
+
+
+def test_micro_batches_of_a_network_without_batch_norm_pass() -> None:
+    assert problems({"name": "vit_b_16"}, 224, system={"micro_batch": 8, "activation_checkpointing": True}) == []
+
+
+def test_recomputing_blocks_of_a_network_without_blocks_is_refused() -> None:
+    (problem,) = problems({"name": "alexnet"}, 224, system={"activation_checkpointing": True})
+    assert "alexnet has no stack of blocks to recompute" in problem.reason
+
+
+def test_queue_that_the_global_batch_does_not_divide_is_refused_with_a_size_that_fits() -> None:
+    (problem,) = problems({"name": "tiny_resnet"}, 28, name="moco", queue_size=60)
+    assert problem.key == ("method",)
+    assert "60 is no multiple of the global batch of 8; write 56" in problem.reason

@@ -31,6 +31,10 @@ def changed(path: str, value: Any) -> dict[str, Any]:
     return values
 
 
+def steps(*milestones: str) -> dict[str, Any]:
+    return {"name": "step", "milestones": list(milestones)}
+
+
 def resolved(values: dict[str, Any]) -> RunConfig:
     config, problems = parse_run(values)
     assert config is not None, problems
@@ -50,8 +54,18 @@ def test_resolved_config_states_every_default() -> None:
     assert config.system.engine == "deepspeed"
 
 
-def test_resolved_config_reads_back_equal(tmp_path: Path) -> None:
-    config = resolved(VALUES)
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("train.seed", 0),
+        ("train.schedule", {"name": "step", "milestones": ["60%", "80%"], "factor": 0.1}),
+        ("train.schedule", {"name": "wsd", "decay": "10%"}),
+        ("system", {"milestones": ["1ep", "50%"], "micro_batch": 8, "hang_minutes": 5}),
+        ("optim.final_weight_decay", 1),
+    ],
+)
+def test_resolved_config_reads_back_equal(tmp_path: Path, path: str, value: Any) -> None:
+    config = resolved(changed(path, value))
     (tmp_path / "run.yaml").write_text(config.to_yaml())
     assert load_run(tmp_path / "run.yaml") == config
 
@@ -71,6 +85,13 @@ def test_views_default_to_the_methods_own() -> None:
         ("data.train_digest", "u" * 64),
         ("probes", [{"name": "knn", "k": 5}]),
         ("views.size", 32),
+        ("train.schedule", {"name": "constant"}),
+        ("train.schedule", {"name": "cosine", "final_fraction": 0}),
+        ("train.precision", "fp16"),
+        ("optim.variant", "triplet"),
+        ("optim.final_weight_decay", 0.4),
+        ("optim.clip", "global"),
+        ("continues", {"trial": "0" * 16, "step": 3}),
     ],
 )
 def test_fingerprint_covers_what_changes_the_numbers(path: str, value: Any) -> None:
@@ -80,7 +101,10 @@ def test_fingerprint_covers_what_changes_the_numbers(path: str, value: Any) -> N
 @pytest.mark.parametrize(
     ("path", "value"),
     [
-        ("system", {"workers": 4, "checkpoint_every": "5step"}),
+        ("system", {"workers": 4, "checkpoint_every": "5step", "engine": "ddp", "micro_batch": 8}),
+        ("system", {"milestones": ["1ep", "50%"], "checkpoint_url": "memory://a", "compile": True}),
+        ("train.schedule", {"name": "cosine", "final_fraction": 0.001}),
+        ("optim.final_weight_decay", "same"),
         ("data.train", "s3://elsewhere/train"),
         ("method.off_diagonal", 0.0051),
         ("train.budget", "2.0ep"),
@@ -92,7 +116,7 @@ def test_fingerprint_ignores_what_does_not(path: str, value: Any) -> None:
 
 def test_fingerprint_is_stable_over_versions_of_this_code() -> None:
     # A change here means that every RunDir ever made is orphaned: raise FORMAT and say so in the changelog.
-    assert resolved(VALUES).fingerprint() == "fc3a31c565cf412b"
+    assert resolved(VALUES).fingerprint() == "1a767e94054d89e5"
 
 
 @pytest.mark.parametrize(
@@ -129,18 +153,62 @@ def test_fingerprint_is_stable_over_versions_of_this_code() -> None:
         ("views.name", "small_gray", "views.name: 'small_gray': no such recipe; did you mean `small_grey`?"),
         ("views.name", "supervised", "views.name: 'supervised': makes 1 views, barlow_twins takes 2; write one of"),
         ("optim.name", "larz", "optim.name: 'larz': no such optimizer; did you mean `lars`?"),
-        ("optim.betas", 1, "optim.betas: unknown key; known: lr, weight_decay, lr_scaling, name, bias_lr"),
+        ("optim.betas", 1, "optim.betas: unknown key; known: lr, weight_decay, final_weight_decay, lr_scaling, clip"),
+        ("optim.clip", "norm", "optim.clip: 'norm': must be 'none', 'global' or 'per_tensor'"),
+        ("optim.clip_norm", 3.0, "optim.clip_norm: 3.0: means nothing without clipping; add `clip: global`"),
+        ("optim.final_weight_decay", -1, "optim.final_weight_decay: -1: must be a number of at least 0, or `same`"),
+        ("optim.final_weight_decay", True, "optim.final_weight_decay: True: must be a number of at least 0"),
+        ("optim.freeze_last_layer", "1ep", "freeze_last_layer: '1ep': barlow_twins has no last layer that could be"),
+        ("optim.freeze_last_layer", "2ep", "freeze_last_layer: '2ep': as long as the budget of 2ep"),
+        ("optim.decay_vectors", True, "optim.decay_vectors: unknown key"),
+        ("optim.variant", "triple", "optim.variant: 'triple': must be 'barlow_twins' or 'triplet'"),
         ("train.budget", "20", "train.budget: '20': not an amount with a unit; write 20ep"),
         ("train.budget", "8gpuh", "train.budget: '8gpuh': a schedule needs a length in ep, img or step"),
         ("train.warmup", "2ep", "train.warmup: '2ep': as long as the budget of 2ep"),
         ("train.warmup", "100%", "train.warmup: '100%': as long as the budget of 2ep"),
-        ("system", {"zero_stage": 1}, "system.zero_stage: 1: LARS needs whole layers"),
+        ("train.warmup", "1gpuh", "train.warmup: '1gpuh': write ep, img, step or a part such as 10%"),
+        ("train.precision", "fp8", "train.precision: 'fp8': must be 'fp32', 'bf16' or 'fp16'"),
+        ("train.schedule", "cosine", "train.schedule: 'cosine': must be a mapping; write `{name: cosine}`"),
+        ("train.schedule", {"final_fraction": 0}, "train.schedule.name: missing; one of cosine, linear, step, wsd"),
+        ("train.schedule", {"name": "cosin"}, "schedule.name: 'cosin': no such schedule; did you mean `cosine`?"),
+        ("train.schedule", {"name": "linear", "factor": 1}, "train.schedule.factor: unknown key; known: name, final"),
+        ("train.schedule", {"name": "cosine", "final_fraction": 2}, "final_fraction: 2: must be less than or equal"),
+        ("train.schedule", {"name": "step"}, "train.schedule.milestones: missing; add `milestones: ...`"),
+        ("train.schedule", steps(), "train.schedule.milestones: []: must not be empty"),
+        ("train.schedule", steps("80%", "60%"), "milestones: '80%, 60%': must ascend; sort them"),
+        ("train.schedule", steps("60%", "60%"), "milestones: '60%, 60%': must ascend; sort them"),
+        ("train.schedule", steps("60%", "1ep"), "milestones: '60%, 1ep': have several units; write all in one"),
+        ("train.schedule", steps("1ep", "2ep"), "milestones.1: '2ep': is not before the end of the budget of 2ep"),
+        ("train.schedule", steps("60"), "milestones.0: '60': not an amount with a unit"),
+        ("train.schedule", {"name": "step", "milestones": "60%"}, "'60%': must be a list; write `[a, b]`"),
+        ("train.schedule", {"name": "wsd", "decay": "95%"}, "decay: '95%': is, with a warm-up of 10%, longer than"),
+        ("train.schedule", {"name": "wsd", "decay": "0%"}, "decay: '0%': must be more than 0"),
+        ("continues", {"trial": "x", "step": 1}, "continues.trial: 'x': must be the 16 hex digits of a trial"),
+        ("continues", {"trial": "0" * 16}, "continues.step: 0: which step of 0000000000000000?"),
+        ("continues", {"step": 3}, "continues.trial: '': whose step 3?"),
+        ("system", {"engine": "ddp", "zero_stage": 2}, "system.zero_stage: 2: plain DDP has no ZeRO; write"),
+        ("system", {"zero_stage": 4}, "system.zero_stage: 4: must be 0, 1, 2 or 3"),
+        ("system", {"micro_batch": 0}, "system.micro_batch: 0: must be a number of images above 0, or `all`"),
+        ("system", {"milestones": ["1gpuh"]}, "system.milestones.0: '1gpuh': write ep, img, step or a part"),
+        ("system", {"checkpoint_url": "bucket/runs"}, "checkpoint_url: 'bucket/runs': must be a URL such as s3://"),
+        ("system", {"hang_minutes": 0}, "system.hang_minutes: 0: must be greater than 0"),
         ("probes", [{"name": "knm"}], "probes.0.name: 'knm': no such plug-in; did you mean `knn`?"),
         ("probes", [{"name": "knn"}, {"name": "knn"}], "the same probe is listed before"),
     ],
 )
 def test_bad_value_is_named_with_line_key_value_and_fix(path: str, value: Any, message: str) -> None:
     assert message in message_of(changed(path, value))
+
+
+def test_twin_under_zero_3_is_refused_with_its_reason() -> None:
+    values = changed("method", {"name": "moco"}) | {"system": {"zero_stage": 3}}
+    assert "system.zero_stage: 3: the twin of moco averages whole parameters, ZeRO 3 leaves" in message_of(values)
+
+
+def test_last_layer_that_a_method_has_can_be_frozen() -> None:
+    values = changed("method", {"name": "dino"}) | {"views": {"name": "small_grey", "size": 28}}
+    values["optim"] = {"name": "adamw", "lr": 0.1, "freeze_last_layer": "1ep"}
+    assert str(resolved(values).optim.freeze_last_layer) == "1ep"
 
 
 def test_missing_parts_are_named() -> None:

@@ -1,0 +1,124 @@
+"""What only shows when the sections of a config meet."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from orchestrate.config.budget import Budget
+from orchestrate.config.load import Problem, suggestion
+from orchestrate.config.train import StepConfig, WsdConfig
+
+if TYPE_CHECKING:
+    from orchestrate.config.run import RunConfig
+
+
+def cross_checks(config: RunConfig, method: Any) -> list[Problem]:
+    """Find what is wrong with sections that are right each by itself.
+
+    Args:
+        config: every section resolved.
+        method: class of the config's method.
+    """
+    return [
+        *_view_problems(config, method),
+        *_backbone_problems(config),
+        *_optim_problems(config, method),
+        *_engine_problems(config, method),
+        *_length_problems(config),
+        *_schedule_problems(config),
+        *_continues_problems(config),
+    ]
+
+
+def _view_problems(config: RunConfig, method: Any) -> Iterator[Problem]:
+    from ssl_methods.views import recipe, recipe_names
+
+    views = config.views
+    if views.name not in recipe_names():
+        reason = f"no such recipe; {suggestion(views.name, ('auto', *recipe_names()))}"
+        yield Problem(("views", "name"), views.name, reason)
+        return
+    made = len(recipe(views.name, views.size).views)
+    if method.num_views not in (0, made):
+        fitting = [name for name in recipe_names() if len(recipe(name, views.size).views) == method.num_views]
+        takes = f"makes {made} views, {config.method.name} takes {method.num_views}"
+        yield Problem(("views", "name"), views.name, f"{takes}; write one of {', '.join(fitting)}")
+
+
+def _backbone_problems(config: RunConfig) -> Iterator[Problem]:
+    from ssl_methods.backbones import build
+
+    name = config.backbone.name
+    if not build.exists(name):
+        near = build.suggest(name)
+        ours = f"take {', '.join(build.names())}, or a name of torchvision or timm"
+        hint = f"did you mean {', '.join(near)}?" if near else ours
+        yield Problem(("backbone", "name"), name, f"no such backbone; {hint}")
+
+
+def _optim_problems(config: RunConfig, method: Any) -> Iterator[Problem]:
+    optim = config.optim
+    if optim.clip == "none" and optim.clip_norm != 1.0:
+        reason = "means nothing without clipping; add `clip: global` or `clip: per_tensor`, or leave it out"
+        yield Problem(("optim", "clip_norm"), optim.clip_norm, reason)
+    if optim.freeze_last_layer.amount > 0 and not method.has_last_layer:
+        reason = f"{config.method.name} has no last layer that could be held still; leave it out"
+        yield Problem(("optim", "freeze_last_layer"), str(optim.freeze_last_layer), reason)
+
+
+def _engine_problems(config: RunConfig, method: Any) -> Iterator[Problem]:
+    stage, key = config.system.zero_stage, ("system", "zero_stage")
+    if stage == 0:
+        return
+    if config.system.engine == "ddp":
+        yield Problem(key, stage, "plain DDP has no ZeRO; write `zero_stage: 0` or `engine: deepspeed`")
+    elif stage == 3 and method.has_twin:
+        reason = f"the twin of {config.method.name} averages whole parameters, ZeRO 3 leaves each rank a part of them"
+        yield Problem(key, stage, f"{reason}; write `zero_stage: 2`")
+    elif stage == 3 and config.optim.freeze_last_layer.amount > 0:
+        yield Problem(key, stage, "a last layer cannot be held still under ZeRO 3; write `zero_stage: 2`")
+
+
+def _length_problems(config: RunConfig) -> Iterator[Problem]:
+    budget = config.train.budget
+    lengths = {("train", "warmup"): config.train.warmup, ("optim", "freeze_last_layer"): config.optim.freeze_last_layer}
+    for key, length in lengths.items():
+        if _share(length, budget) >= 1:
+            reason = f"as long as the budget of {budget}; write less, or a part such as 10%"
+            yield Problem(key, str(length), reason)
+
+
+def _schedule_problems(config: RunConfig) -> Iterator[Problem]:
+    schedule, budget = config.train.schedule, config.train.budget
+    at = ("train", "schedule")
+    if isinstance(schedule, WsdConfig):
+        if _share(schedule.decay, budget) + _share(config.train.warmup, budget) > 1:
+            reason = f"is, with a warm-up of {config.train.warmup}, longer than the budget of {budget}; write less"
+            yield Problem((*at, "decay"), str(schedule.decay), reason)
+    elif isinstance(schedule, StepConfig):
+        milestones = schedule.milestones
+        amounts = [each.amount for each in milestones]
+        listed = ", ".join(map(str, milestones))
+        if len({each.unit for each in milestones}) > 1:
+            yield Problem((*at, "milestones"), listed, "have several units; write all in one")
+        elif sorted(set(amounts)) != amounts:
+            yield Problem((*at, "milestones"), listed, "must ascend; sort them and list each once")
+        elif _share(milestones[-1], budget) >= 1:
+            reason = f"is not before the end of the budget of {budget}; write an earlier one, or a part such as 80%"
+            yield Problem((*at, "milestones", len(milestones) - 1), str(milestones[-1]), reason)
+
+
+def _share(length: Budget, budget: Budget) -> float:
+    """Return which part of a budget a length is, 0 if only the size of the dataset would tell."""
+    if length.unit == "%":
+        return length.amount / 100
+    return length.amount / budget.amount if length.unit == budget.unit else 0.0
+
+
+def _continues_problems(config: RunConfig) -> Iterator[Problem]:
+    trial, step = config.continues.trial, config.continues.step
+    if trial and not step:
+        yield Problem(("continues", "step"), step, f"which step of {trial}? write the step of one of its checkpoints")
+    if step and not trial:
+        yield Problem(("continues", "trial"), trial, f"whose step {step}? write the trial's 16 digits")
