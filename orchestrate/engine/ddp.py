@@ -1,14 +1,18 @@
 """Plain torch DDP: the yardstick of the DeepSpeed engine, and the choice where DeepSpeed cannot be installed."""
 
+import inspect
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from typing import Any
 
-import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from orchestrate.config.run import RunConfig
-from orchestrate.engine.base import OptimizerState, load_unsharded_state, unsharded_state
+from orchestrate.engine.gradients import GradientRules
+from orchestrate.engine.layout import OptimizerState, WholeLayout, trained_names
 from orchestrate.engine.optim import build_optimizer
+from orchestrate.engine.precision import Forward, LossScale
 from orchestrate.engine.ranks import Ranks
 from ssl_methods.method import Method, StepOutput
 
@@ -20,27 +24,51 @@ class DdpEngine:
 
     def __init__(self, config: RunConfig, method: Method, ranks: Ranks) -> None:
         self.method = method
-        self.optimizer = build_optimizer(config.optim, method, global_batch=config.train.global_batch)
-        # Buffers are not broadcast: methods that need equal statistics compute them over the ranks.
-        self._model = DistributedDataParallel(method, broadcast_buffers=False)
-        self._autocast = torch.autocast(ranks.device.type, torch.bfloat16, enabled=config.train.precision == "bf16")
+        self.loss_scale = LossScale(dynamic=config.train.precision == "fp16")
+        self.optimizer = build_optimizer(
+            config.optim, method, global_batch=config.train.global_batch, last_layer=method.last_layer()
+        )
+        self._rules = GradientRules(
+            config.optim,
+            self.optimizer,
+            loss_scale=self.loss_scale,
+            names=trained_names(self.optimizer, method),
+            device=ranks.device,
+            sharded=False,
+        )
+        self._layout = WholeLayout(self.optimizer, method)
+        self._model = _distributed(Forward(method, config.train.precision, ranks.device))
 
     def forward(self, views: Sequence[Tensor], labels: Tensor | None) -> StepOutput:
         """Compute the loss of this rank's part of the global batch."""
-        with self._autocast:
-            output: StepOutput = self._model(views, labels)
+        output: StepOutput = self._model(views, labels)
         return output
 
-    def update(self, output: StepOutput) -> None:
+    def update(self, output: StepOutput) -> dict[str, float]:
         """Average the gradients over the ranks and take one optimizer step."""
+        self.loss_scale.scaled(output.loss).backward()  # type: ignore[no-untyped-call]
+        facts = {} if self._rules.idle else self._rules.apply(self._layout.slices())
+        if not facts.get("skipped"):
+            self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        output.loss.backward()  # type: ignore[no-untyped-call]
-        self.optimizer.step()
+        return facts
 
     def optimizer_state(self) -> OptimizerState:
-        """Return the whole optimizer state on the CPU."""
-        return unsharded_state(self.optimizer, self.method)
+        """Return the whole optimizer state."""
+        return self._layout.optimizer_state()
 
     def load_optimizer_state(self, state: OptimizerState) -> None:
         """Take back what `optimizer_state` returned."""
-        load_unsharded_state(self.optimizer, self.method, state)
+        self._layout.load_optimizer_state(state)
+
+    def whole(self) -> AbstractContextManager[None]:
+        """Do nothing: parameters are whole."""
+        return self._layout.whole()
+
+
+def _distributed(module: nn.Module) -> DistributedDataParallel:
+    """Wrap a module without syncing buffers at each forward: what must be equal is computed over the ranks."""
+    known = inspect.signature(DistributedDataParallel).parameters
+    option = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"  # its name before 2.14
+    options: dict[str, Any] = {option: False}
+    return DistributedDataParallel(module, **options)

@@ -2,78 +2,131 @@
 
 import os
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
-import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from orchestrate.config.run import RunConfig
-from orchestrate.engine.base import OptimizerState, load_unsharded_state, unsharded_state
+from orchestrate.engine.gradients import GradientRules
+from orchestrate.engine.layout import Layout, OptimizerState, WholeLayout, trained_names
 from orchestrate.engine.optim import build_optimizer
+from orchestrate.engine.precision import Forward, LossScale
 from orchestrate.engine.ranks import Ranks
+from orchestrate.engine.zero import PartitionedLayout
+from orchestrate.engine.zero3 import ScatteredLayout
+from orchestrate.errors import ConfigError
 from ssl_methods.method import Method, StepOutput
 
 
-def deepspeed_config(config: RunConfig, world_size: int) -> dict[str, Any]:
-    """Write DeepSpeed's own config, with every default that would change the numbers stated."""
+def deepspeed_config(config: RunConfig, world_size: int, num_trained: int) -> dict[str, Any]:
+    """Write DeepSpeed's own config, with every default that would change the numbers or cost something stated.
+
+    Precision, loss scale and clipping are ours (`Forward`, `GradientRules`), so that they are the same in all engines.
+
+    Args:
+        config: of the trial.
+        world_size: number of ranks.
+        num_trained: numbers in all trained parameters.
+    """
+    stage = config.system.zero_stage
+    zero: dict[str, Any] = {
+        "stage": stage,
+        "overlap_comm": False,
+        # A bucket is allocated whole, whatever the size of the model: here 200 MB at most instead of 2 GB.
+        "reduce_bucket_size": min(num_trained, 5 * 10**7),
+    }
+    if stage == 3:
+        zero["stage3_param_persistence_threshold"] = 0  # small parameters would stay whole, a second way to be
+    elif stage > 0:
+        zero["compute_grad_norm"] = False  # of whole gradients at every step, which nobody reads
     return {
         "train_batch_size": config.train.global_batch,
         "train_micro_batch_size_per_gpu": config.train.global_batch // world_size,
         "gradient_accumulation_steps": 1,
         "gradient_clipping": 0.0,  # DeepSpeed clips at 1.0 unless told otherwise
         "zero_allow_untested_optimizer": True,
-        "zero_optimization": {"stage": config.system.zero_stage, "overlap_comm": False},
-        # Parameters and twins stay fp32: plain "bf16" would round an average with momentum 0.996 away.
-        # No module is "lower precision safe": that would sum their gradients over ranks in bf16 under ZeRO.
-        "torch_autocast": {
-            "enabled": config.train.precision == "bf16",
-            "dtype": "bfloat16",
-            "lower_precision_safe_modules": [],
-        },
+        "zero_optimization": zero,
+        # Plain "bf16" would make parameters and twins half precision and round an average with momentum 0.996 away.
+        "bf16": {"enabled": False},
+        "fp16": {"enabled": False},
+        "torch_autocast": {"enabled": False},
         "checkpoint": {"tag_validation": "Fail"},
         "steps_per_print": 10**9,
     }
 
 
 class DeepSpeedEngine:
-    """Train with DeepSpeed, ZeRO stage 0 or 1."""
+    """Train with DeepSpeed, ZeRO stages 0 to 3."""
 
     def __init__(self, config: RunConfig, method: Method, ranks: Ranks) -> None:
+        if config.system.zero_stage == 3:
+            _refuse_own_parameters(method)
         deepspeed = _import_deepspeed(ranks)
         self.method = method
+        self.sharded = config.system.zero_stage > 0
+        self.loss_scale = LossScale(dynamic=config.train.precision == "fp16")
+        optimizer = build_optimizer(
+            config.optim, method, global_batch=config.train.global_batch, last_layer=method.last_layer()
+        )
+        names = trained_names(optimizer, method)
+        num_trained = sum(parameter.numel() for parameter in method.parameters() if parameter.requires_grad)
         self._engine, self.optimizer, _, _ = deepspeed.initialize(
-            model=method,
-            optimizer=build_optimizer(config.optim, method, global_batch=config.train.global_batch),
-            config=deepspeed_config(config, ranks.world_size),
+            model=Forward(method, config.train.precision, ranks.device),
+            optimizer=optimizer,
+            config=deepspeed_config(config, ranks.world_size, num_trained),
             dist_init_required=False,
         )
-        self.sharded = config.system.zero_stage > 0
+        self._rules = GradientRules(
+            config.optim,
+            self.optimizer,
+            loss_scale=self.loss_scale,
+            names=names,
+            device=ranks.device,
+            sharded=self.sharded,
+        )
+        self._layout = self._build_layout(config.system.zero_stage, deepspeed.zero.GatheredParameters)
+
+    def _build_layout(self, stage: int, gather: Any) -> Layout:
+        if stage == 3:
+            return ScatteredLayout(self.optimizer, self.method, gather)
+        return (PartitionedLayout if stage else WholeLayout)(self.optimizer, self.method)
 
     def forward(self, views: Sequence[Tensor], labels: Tensor | None) -> StepOutput:
         """Compute the loss of this rank's part of the global batch."""
         output: StepOutput = self._engine(views, labels)
         return output
 
-    def update(self, output: StepOutput) -> None:
+    def update(self, output: StepOutput) -> dict[str, float]:
         """Average the gradients over the ranks and take one optimizer step."""
-        self._engine.backward(output.loss)
-        self._engine.step()
+        self._engine.backward(self.loss_scale.scaled(output.loss))
+        facts = {} if self._rules.idle else self._rules.apply(self._layout.slices())
+        if facts.get("skipped"):
+            self._layout.discard_gradients()
+        else:
+            self._engine.step()
+        return facts
 
     def optimizer_state(self) -> OptimizerState:
-        """Return the whole optimizer state on the CPU; under ZeRO the ranks' parts are gathered."""
-        return (
-            _gathered_state(self.optimizer, self.method)
-            if self.sharded
-            else unsharded_state(self.optimizer, self.method)
-        )
+        """Return the whole optimizer state; under ZeRO the ranks' parts are gathered."""
+        return self._layout.optimizer_state()
 
     def load_optimizer_state(self, state: OptimizerState) -> None:
         """Take back what `optimizer_state` returned, at any stage and on any number of ranks."""
-        if self.sharded:
-            _scatter_state(self.optimizer, self.method, state)
-        else:
-            load_unsharded_state(self.optimizer, self.method, state)
+        self._layout.load_optimizer_state(state)
+
+    def whole(self) -> AbstractContextManager[None]:
+        """Hold whole parameters inside."""
+        return self._layout.whole()
+
+
+def _refuse_own_parameters(method: Method) -> None:
+    """Refuse what ZeRO 3 would not gather for the backward pass: it watches the tensors that modules return."""
+    own = [name for name, _ in method.named_parameters(recurse=False)]
+    if own:
+        reason = f"{own[0]} belongs to {type(method).__name__} itself, for which ZeRO 3 does not gather it"
+        raise ConfigError(f"system.zero_stage: 3: {reason}; put it into a submodule, or write `zero_stage: 2`")
 
 
 def _import_deepspeed(ranks: Ranks) -> Any:
@@ -89,51 +142,3 @@ def _import_deepspeed(ranks: Ranks) -> Any:
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(dist_backend=dist.get_backend(), verbose=False)
     return deepspeed
-
-
-# ZeRO keeps, for each parameter group, one flat fp32 vector of all its parameters, cut into equal parts, a part a rank.
-# `round_robin_bit16_offsets` says where each parameter begins in the flat vector.
-
-
-def _layout(zero: Any, group: int, module: Method) -> list[tuple[str, torch.nn.Parameter, int]]:
-    names = {parameter: name for name, parameter in module.named_parameters()}
-    parameters, offsets = zero.round_robin_bit16_groups[group], zero.round_robin_bit16_offsets[group]
-    return [(names[parameter], parameter, int(offset)) for parameter, offset in zip(parameters, offsets, strict=True)]
-
-
-def _gathered_state(zero: Any, module: Method) -> OptimizerState:
-    state: OptimizerState = {}
-    for group, part in enumerate(zero.single_partition_of_fp32_groups):
-        for key, value in zero.optimizer.state.get(part, {}).items():
-            if not torch.is_tensor(value):
-                continue
-            flat = _all_parts(value) if value.shape == part.shape else None
-            for name, parameter, offset in _layout(zero, group, module):
-                whole = value if flat is None else flat[offset : offset + parameter.numel()].view(parameter.shape)
-                state.setdefault(name, {})[key] = whole.detach().cpu().clone()
-    return state
-
-
-def _all_parts(part: Tensor) -> Tensor:
-    parts = [torch.empty_like(part) for _ in range(dist.get_world_size())]
-    dist.all_gather(parts, part.detach().contiguous())
-    return torch.cat(parts)
-
-
-def _scatter_state(zero: Any, module: Method, state: OptimizerState) -> None:
-    zero.refresh_fp32_params()
-    for group, part in enumerate(zero.single_partition_of_fp32_groups):
-        layout = _layout(zero, group, module)
-        begin = part.numel() * dist.get_rank()
-        flats: dict[str, Tensor] = {}
-        for name, parameter, offset in layout:
-            for key, value in state.get(name, {}).items():
-                if value.ndim == 0 and parameter.ndim != 0:
-                    flats[key] = value.clone()
-                    continue
-                flat = flats.setdefault(key, torch.zeros(part.numel() * dist.get_world_size(), dtype=part.dtype))
-                flat[offset : offset + parameter.numel()] = value.reshape(-1)
-        zero.optimizer.state[part] = {
-            key: flat if flat.ndim == 0 else flat[begin : begin + part.numel()].to(part.device, copy=True)
-            for key, flat in flats.items()
-        }

@@ -1,34 +1,181 @@
-"""Learning-rate schedules: pure functions of the step, so that a resumed run only needs the step."""
+"""Schedules: pure functions of the step, so that a resumed run only needs the step."""
 
-import math
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
+
+from orchestrate.config.run import RunConfig
+from orchestrate.config.train import (
+    ConstantConfig,
+    CosineConfig,
+    LinearConfig,
+    ScheduleConfig,
+    StepConfig,
+    TrainConfig,
+    WsdConfig,
+)
+from ssl_methods.schedules import cosine, linear
+
+
+class Shape(Protocol):
+    """What follows the warm-up."""
+
+    def factor(self, step: int, *, first: int, last: int) -> float:
+        """Return what the peak is multiplied by at a step between the end of the warm-up and that of the budget."""
 
 
 @dataclass(frozen=True)
-class Schedule:
-    """Linear warm-up from 0 to 1, then `kind` down to `final_fraction`.
+class Cosine:
+    """Half a cosine to `final_fraction`."""
+
+    final_fraction: float = 0.001
+
+    def factor(self, step: int, *, first: int, last: int) -> float:
+        """Return what the peak is multiplied by."""
+        return cosine(1.0, self.final_fraction, progress=_progress(step, first, last))
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line to `final_fraction`, over the last `num_steps` or, if 0, over all of them."""
+
+    final_fraction: float = 0.0
+    num_steps: int = 0
+
+    def factor(self, step: int, *, first: int, last: int) -> float:
+        """Return what the peak is multiplied by."""
+        begin = max(first, last - self.num_steps) if self.num_steps else first
+        return linear(1.0, self.final_fraction, progress=_progress(step, begin, last))
+
+
+@dataclass(frozen=True)
+class Steps:
+    """Times `ratio` at each milestone."""
+
+    milestones: tuple[int, ...]
+    ratio: float = 0.1
+
+    def factor(self, step: int, *, first: int, last: int) -> float:
+        """Return what the peak is multiplied by."""
+        return float(self.ratio ** sum(step >= milestone for milestone in self.milestones))
+
+
+@dataclass(frozen=True)
+class Constant:
+    """The peak to the end."""
+
+    def factor(self, step: int, *, first: int, last: int) -> float:
+        """Return 1."""
+        return 1.0
+
+
+def _progress(step: int, first: int, last: int) -> float:
+    return max(0, step - first) / max(1, last - first)
+
+
+@dataclass(frozen=True)
+class LearningRate:
+    """Linear warm-up from 0 to 1, then a shape.
 
     Attributes:
         total_steps: optimizer steps of the whole budget.
         warmup_steps: steps before the peak; fewer than `total_steps`.
-        kind: `cosine` or `constant`.
-        final_fraction: of the peak, at the end of a cosine.
+        shape: what follows.
 
     Source: Zbontar et al. 2021, arXiv:2103.03230, sec. 2.2 (warm-up, then cosine to 0.001 of the peak, per step).
     """
 
     total_steps: int
     warmup_steps: int = 0
-    kind: Literal["cosine", "constant"] = "cosine"
-    final_fraction: float = 0.001
+    shape: Shape = Cosine()
 
     def factor(self, step: int) -> float:
         """Return what the peak learning rate is multiplied by at a 0-based step."""
         if step < self.warmup_steps:
             return step / self.warmup_steps
-        if self.kind == "constant":
-            return 1.0
-        progress = (step - self.warmup_steps) / max(1, self.total_steps - self.warmup_steps)
-        cosine = 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
-        return cosine + self.final_fraction * (1 - cosine)
+        return self.shape.factor(step, first=self.warmup_steps, last=self.total_steps)
+
+
+@dataclass(frozen=True)
+class Schedules:
+    """Everything about the optimizer that depends on the step, which is 0-based throughout.
+
+    Attributes:
+        rate: of all learning rates.
+        initial_weight_decay, final_weight_decay: ends of a cosine over the budget.
+        freeze_steps: steps during which the last layer stays still.
+    """
+
+    rate: LearningRate
+    initial_weight_decay: float
+    final_weight_decay: float
+    freeze_steps: int = 0
+
+    @property
+    def total_steps(self) -> int:
+        """Optimizer steps of the whole budget."""
+        return self.rate.total_steps
+
+    @property
+    def warmup_steps(self) -> int:
+        """Steps before the peak."""
+        return self.rate.warmup_steps
+
+    def lr_factor(self, step: int) -> float:
+        """Return what every group's peak learning rate is multiplied by."""
+        return self.rate.factor(step)
+
+    def weight_decay(self, step: int) -> float:
+        """Return the weight decay of the groups that decay.
+
+        Source: Caron et al. 2021, arXiv:2104.14294, sec. 3.2 (cosine from 0.04 to 0.4, no warm-up).
+        """
+        if self.initial_weight_decay == self.final_weight_decay:
+            return self.initial_weight_decay
+        return cosine(self.initial_weight_decay, self.final_weight_decay, progress=step / max(1, self.total_steps))
+
+    def frozen(self, step: int) -> bool:
+        """Return whether the last layer stays still."""
+        return step < self.freeze_steps
+
+    def as_facts(self) -> dict[str, Any]:
+        """Return plain values that tell these schedules from others."""
+        shape = {"name": type(self.rate.shape).__name__.lower(), **asdict(self.rate)["shape"]}
+        return {
+            "total_steps": self.total_steps,
+            "warmup_steps": self.warmup_steps,
+            "freeze_steps": self.freeze_steps,
+            "shape": {key: list(value) if isinstance(value, tuple) else value for key, value in shape.items()},
+            "initial_weight_decay": self.initial_weight_decay,
+            "final_weight_decay": self.final_weight_decay,
+        }
+
+
+def schedules_of(config: RunConfig, num_samples: int) -> Schedules:
+    """Resolve the schedules of a config for a training set of `num_samples`."""
+    train, optim = config.train, config.optim
+    size = {"num_samples": num_samples, "global_batch": train.global_batch}
+    total = train.budget.steps(**size)
+    warmup = min(train.warmup.steps(**size, whole=total), total - 1)
+    final = optim.weight_decay if optim.final_weight_decay == "same" else optim.final_weight_decay
+    return Schedules(
+        LearningRate(total, warmup, _shape_of(train, num_samples, total)),
+        optim.weight_decay,
+        final,
+        optim.freeze_last_layer.steps(**size, whole=total),
+    )
+
+
+def _shape_of(train: TrainConfig, num_samples: int, total: int) -> Shape:
+    schedule: ScheduleConfig = train.schedule
+    size = {"num_samples": num_samples, "global_batch": train.global_batch, "whole": total}
+    match schedule:
+        case CosineConfig():
+            return Cosine(schedule.final_fraction)
+        case LinearConfig():
+            return Line(schedule.final_fraction)
+        case WsdConfig():
+            return Line(schedule.final_fraction, schedule.decay.steps(**size))
+        case StepConfig():
+            return Steps(tuple(each.steps(**size) for each in schedule.milestones), schedule.factor)
+        case ConstantConfig():
+            return Constant()
