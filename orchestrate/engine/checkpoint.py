@@ -1,261 +1,272 @@
-"""Checkpoints: whole or absent, verified by hash, free of pickle.
+"""Checkpoints of a training over ranks: everything that the next step depends on, in files that verify.
 
-checkpoints/step-00000120/
-    model.safetensors       parameters and buffers of the whole method (twins, queues, centres)      rank 0
-    optimizer.safetensors   optimizer state by parameter name                                        rank 0
-    rank-<r>.safetensors    random-number state of one rank                                          each rank
-    manifest.json           step, samples seen, fingerprint, world size, files with size and SHA-256 rank 0, last
-checkpoints/latest.json     names the newest whole one for people and tools; moves after its rename
+save    every rank hands its random-number state to rank 0, which copies the state of the training to memory of its own
+        and writes it while the next steps are taken
+load    rank 0 reads the newest checkpoint that is whole and sends it to the other ranks, which need not see the folder
 
-A save is written under `.tmp-*`, synced, and renamed. A reader trusts nothing without a manifest that verifies.
+The files are described in `orchestrate.checkpoint_files`.
 """
 
-import hashlib
-import json
-import os
-import shutil
+import time
+import traceback
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor
+from safetensors.torch import load_file
+from torch import Tensor, nn
 
-from orchestrate.engine.base import Engine, OptimizerState
+from orchestrate.checkpoint_files import name_of
+from orchestrate.engine.base import Engine
+from orchestrate.engine.publish import prune, publish
 from orchestrate.engine.ranks import Ranks
-from orchestrate.errors import CheckpointError
-from orchestrate.runs import read_json, sync_folder, write_json
+from orchestrate.engine.remote import Mirror
+from orchestrate.engine.search import Search
+from orchestrate.engine.snapshot import (
+    Snapshot,
+    SnapshotBuffers,
+    by_rank,
+    find_non_finite,
+    flatten,
+    random_state,
+    reseed,
+    set_random_state,
+    unflatten,
+)
+from orchestrate.engine.tensor_file import write_tensors
+from orchestrate.errors import CheckpointError, DivergedError
 
-FORMAT = 1
+MODEL, OPTIMIZER, RANKS = "model.safetensors", "optimizer.safetensors", "ranks.safetensors"
 
 
 @dataclass(frozen=True)
 class Position:
-    """Where a training stands: everything but tensors that the next step depends on."""
+    """Where a training stands: everything but tensors that the next step depends on.
+
+    Attributes:
+        step: optimizer steps made.
+        samples_seen: images consumed.
+        fingerprint: of the trial.
+        order: the numbers that fix the order of samples.
+        facts: what the schedules were, for people and checks.
+    """
 
     step: int
     samples_seen: int
     fingerprint: str
     order: dict[str, Any]
+    facts: dict[str, Any] = field(default_factory=dict)
 
 
 class CheckpointStore:
-    """The checkpoints folder of one RunDir, seen by one rank."""
+    """The checkpoints of one RunDir, seen by one rank; only rank 0 touches the disk.
 
-    def __init__(self, folder: Path, ranks: Ranks, *, keep: int, say: Callable[[str], None] = print) -> None:
+    Args:
+        folder: of the checkpoints.
+        keep: how many stay beside the milestones.
+        url: where they are kept as well, as `s3://bucket/runs`; empty for nowhere.
+        asynchronous: write while the training goes on.
+        elastic: let another number of ranks go on with a method that is tied to it.
+
+    Attributes:
+        stall_seconds: for how long the last save kept this rank from training.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        ranks: Ranks,
+        *,
+        keep: int,
+        url: str = "",
+        asynchronous: bool = True,
+        elastic: bool = False,
+        say: Callable[[str], None] = print,
+    ) -> None:
         self._folder, self._ranks, self._keep, self._say = folder, ranks, keep, say
+        self._asynchronous, self._elastic = asynchronous, elastic
+        self._mirror = Mirror(url, folder, keep=keep, say=say) if url and ranks.is_main else None
+        self._buffers = SnapshotBuffers(ranks.device)
+        self._executor = ThreadPoolExecutor(1, thread_name_prefix="checkpoint-writer")
+        self._writing: Future[None] | None = None
+        self.stall_seconds = 0.0
 
-    def save(self, engine: Engine, position: Position) -> Path:
-        """Write a checkpoint; every rank must call it.
+    def save(self, engine: Engine, position: Position, *, milestone: bool = False) -> None:
+        """Save the state of a training; every rank must call it.
+
+        Returns when the training may go on: when the state is copied, or on the disk if the store is not asynchronous.
+        A save waits for the one before. A milestone is never removed.
 
         Raises:
-            CheckpointError: a rank could not write; nothing that existed before is touched.
+            CheckpointError: this write, or the one before, failed; what was there before is untouched.
+            DivergedError: a number of the state is not finite, so that nothing was written.
         """
-        name = _name_of(position.step)
-        target = self._folder / name
-        aside = self._folder / f".tmp-{name}"
-        if self._ranks.is_main:
-            shutil.rmtree(aside, ignore_errors=True)
-            aside.mkdir(parents=True)
-        self._ranks.from_main(None)  # the folder exists before any rank writes into it
-        optimizer_state = engine.optimizer_state() if engine.sharded or self._ranks.is_main else {}
-        written = self._attempt(lambda: self._write_files(aside, engine, optimizer_state))
-        if self._ranks.is_main:
-            self._publish(aside, target, position, written)
-        self._ranks.from_main(None)
-        return target
+        began = time.perf_counter()
+        random_states = self._ranks.gather_to_main(random_state(self._ranks))
+        optimizer = flatten(engine.optimizer_state() if engine.sharded or self._ranks.is_main else {})
+        with engine.whole():
+            files = {MODEL: engine.method.state_dict(), OPTIMIZER: optimizer, RANKS: by_rank(random_states)}
+            self._ranks.on_main(lambda: self._refuse(files, position.step))
+            if self._ranks.is_main:
+                facts = self._facts(engine, position, milestone=milestone)
+                self._writing = self._executor.submit(self._write, self._buffers.copy(files), facts)
+        if not self._asynchronous:
+            self._ranks.on_main(self._await_write)
+        self.stall_seconds = time.perf_counter() - began
 
-    def _write_files(self, aside: Path, engine: Engine, optimizer_state: OptimizerState) -> dict[str, Any]:
-        files: dict[str, Mapping[str, Tensor]] = {f"rank-{self._ranks.rank}.safetensors": _random_state(self._ranks)}
-        if self._ranks.is_main:
-            files["model.safetensors"] = model_state(engine.method)
-            files["optimizer.safetensors"] = _flatten(optimizer_state)
-        return {name: _write_tensors(aside / name, tensors) for name, tensors in files.items()}
-
-    def _attempt(self, write: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """Let every rank write; if one fails, all of them raise."""
-        try:
-            result: dict[str, Any] = {"files": write()}
-        except (OSError, SafetensorError) as error:
-            result = {"error": f"rank {self._ranks.rank}: {error}"}
-        results = self._ranks.gather_objects(result)
-        errors = [entry["error"] for entry in results if "error" in entry]
-        if errors:
-            raise CheckpointError(
-                f"{self._folder}: cannot write a checkpoint: {'; '.join(errors)}; free space and resume"
+    def _refuse(self, files: Mapping[str, Mapping[str, Tensor]], step: int) -> None:
+        """Raise what stands against a save: the write before failed, or the state is spoilt."""
+        self._await_write()
+        name = find_non_finite(files[MODEL]) or find_non_finite(files[OPTIMIZER])
+        if name:
+            raise DivergedError(
+                f"step {step}: {name} is not finite; not saved, the checkpoints before it stay; "
+                "lower optim.lr or raise train.warmup"
             )
-        return {name: facts for entry in results for name, facts in entry["files"].items()}
 
-    def _publish(self, aside: Path, target: Path, position: Position, files: dict[str, Any]) -> None:
-        manifest = {
-            "format": FORMAT,
+    def _facts(self, engine: Engine, position: Position, *, milestone: bool) -> dict[str, Any]:
+        return {
             "step": position.step,
             "samples_seen": position.samples_seen,
             "fingerprint": position.fingerprint,
             "order": position.order,
+            "schedules": position.facts,
             "world_size": self._ranks.world_size,
-            "files": files,
+            "milestone": milestone,
+            "engine": {
+                "name": type(engine).__name__,
+                "sharded": engine.sharded,
+                "loss_scale": engine.loss_scale.state(),
+            },
         }
-        write_json(aside / "manifest.json", manifest | {"seal": _seal_of(manifest)})
-        if target.exists():  # damaged or of an earlier, overtaken attempt: set aside, never overwritten
-            target.rename(_free_name(self._folder / f".old-{target.name}"))
-        sync_folder(aside)
-        aside.rename(target)
-        sync_folder(self._folder)
-        write_json(self._folder / "latest.json", {"checkpoint": target.name})
-        self._prune(target)
 
-    def _prune(self, newest: Path) -> None:
-        whole = [path for path in _candidates(self._folder) if path.name <= newest.name]
-        stale = [path for path in self._folder.iterdir() if path.name.startswith((".old-", ".tmp-"))]
-        for path in [*whole[self._keep :], *stale]:
-            # Renamed first, so that a kill in the middle leaves nothing that looks like a checkpoint.
-            doomed = path if path.name.startswith(".") else path.rename(_free_name(self._folder / f".old-{path.name}"))
-            shutil.rmtree(doomed, ignore_errors=True)
+    def _write(self, snapshot: Snapshot, facts: Mapping[str, Any]) -> None:
+        """Write a snapshot; runs beside the training."""
+        try:
+            snapshot.settle()
+            name = publish(self._folder, snapshot.files, facts)
+            prune(self._folder, keep=self._keep, newest=name, spare=[self._mirror.busy_with] if self._mirror else ())
+        except OSError:
+            raise  # the disk's fault, told by whoever asks for the outcome
+        except Exception:
+            traceback.print_exc()
+            raise
+        if self._mirror is not None:
+            self._mirror.push()
 
-    def load_newest(self, engine: Engine, fingerprint: str) -> Position | None:
+    @property
+    def failure(self) -> str:
+        """Why this rank's last write failed; empty if it did not, or has not ended."""
+        error = self._writing.exception() if self._writing is not None and self._writing.done() else None
+        return "" if error is None else self._told(error)
+
+    def _told(self, error: BaseException) -> str:
+        return f"{self._folder}: cannot write a checkpoint: {error}; free space and resume"
+
+    def _await_write(self) -> None:
+        writing, self._writing = self._writing, None
+        error = writing.exception() if writing is not None else None
+        if error is not None:
+            raise CheckpointError(self._told(error)) from error
+
+    def finish(self, *, stopped: bool = False) -> None:
+        """Wait for the write in flight and its upload; every rank must call it.
+
+        Args:
+            stopped: the training will go on another time, so that an upload that fails is told, but is no error.
+
+        Raises:
+            CheckpointError: a write failed, or the URL lacks a checkpoint that the folder has.
+        """
+        self._ranks.on_main(lambda: self._finish(stopped=stopped))
+
+    def _finish(self, *, stopped: bool) -> None:
+        self._await_write()
+        problem = self._mirror.finish() if self._mirror is not None else ""
+        if problem and not stopped:
+            raise CheckpointError(f"{problem}; mend that and resume, nothing has to be trained again")
+
+    def close(self) -> None:
+        """Wait for the write in flight, without the other ranks, which may be gone: its state must not be lost."""
+        if self._writing is not None:
+            self._writing.exception()
+
+    def load_newest(self, engine: Engine, fingerprint: str, *, parent: str = "") -> Position | None:
         """Load the newest checkpoint that verifies into an engine; every rank must call it.
 
         Damaged ones are named and skipped.
+
+        Args:
+            engine: what to load it into.
+            fingerprint: of the trial.
+            parent: fingerprint of the trial that this one continues, whose checkpoints serve as well; empty for none.
 
         Returns:
             Where the training stands, or None if there is no checkpoint at all.
 
         Raises:
-            CheckpointError: there are checkpoints but none is whole, or they belong to another config.
+            CheckpointError: there are checkpoints but none is whole, they belong to another config, another version or
+                another number of ranks, or there is none and the trial continues another.
         """
-        choice = self._ranks.from_main(self._choose(fingerprint) if self._ranks.is_main else None)
-        if "error" in choice:
-            raise CheckpointError(choice["error"])
-        if choice["path"] is None:
+        trials = (fingerprint, parent) if parent else (fingerprint,)
+        manifest = self._ranks.on_main(lambda: self._find(engine, trials))
+        if manifest is None:
             return None
-        path = Path(choice["path"])
-        manifest = choice["manifest"]
-        self._restore(path, manifest, engine)
-        return Position(manifest["step"], manifest["samples_seen"], manifest["fingerprint"], manifest["order"])
+        self._restore(self._folder / name_of(manifest["step"]), manifest, engine)
+        names = ("step", "samples_seen", "fingerprint", "order", "schedules")
+        return Position(*(manifest[name] for name in names))
 
-    def _choose(self, fingerprint: str) -> dict[str, Any]:
-        candidates = _candidates(self._folder)
-        for path in candidates:
-            damage = find_damage(path)
-            if damage:
-                self._say(f"{path}: damaged, skipped: {damage}")
-                continue
-            manifest = read_json(path / "manifest.json") or {}
-            if manifest["fingerprint"] != fingerprint:
-                return {"error": f"{path}: belongs to the trial {manifest['fingerprint']}, this one is {fingerprint}"}
-            return {"path": str(path), "manifest": manifest}
-        if candidates:
-            reason = (
-                f"{self._folder}: none of {len(candidates)} checkpoints is whole; delete the folder to start afresh"
-            )
-            return {"error": reason}
-        return {"path": None}
+    def _find(self, engine: Engine, trials: tuple[str, ...]) -> dict[str, Any] | None:
+        manifest = Search(self._folder, self._mirror, trials, self._say).newest()
+        if manifest is not None:
+            self._check_ranks(engine, manifest)
+        return manifest
+
+    def _check_ranks(self, engine: Engine, manifest: Mapping[str, Any]) -> None:
+        """Refuse, or tell, that another number of ranks goes on."""
+        before, now = manifest["world_size"], self._ranks.world_size
+        if before == now:
+            return
+        where = f"{self._folder / name_of(manifest['step'])}: saved by {_ranks(before)}, resumed by {now}"
+        ties = f"{', '.join(engine.method.rank_bound)}, which ties {type(engine.method).__name__} to the rank count"
+        if engine.method.rank_bound and not self._elastic:
+            raise CheckpointError(f"{where}: {ties}; start {_ranks(before)}, or set system.elastic: true")
+        kept = f"{ties}, and system.elastic lets that be" if engine.method.rank_bound else "sums round differently"
+        self._say(f"{where}: the global batches stay; {kept}")
 
     def _restore(self, path: Path, manifest: Mapping[str, Any], engine: Engine) -> None:
-        engine.method.load_state_dict(load_file(path / "model.safetensors"), strict=True)
-        engine.load_optimizer_state(_unflatten(load_file(path / "optimizer.safetensors")))
+        with engine.whole():
+            self._ranks.on_main(lambda: _load_weights(engine.method, path))
+            self._ranks.fill_from_main(engine.method.state_dict().values())
+        engine.load_optimizer_state(unflatten(self._from_main(path / OPTIMIZER)))
+        engine.loss_scale.load(manifest["engine"]["loss_scale"])
+        random_states = self._from_main(path / RANKS)
+        reseed(manifest["order"]["seed"], self._ranks.rank, manifest["step"])
         if manifest["world_size"] == self._ranks.world_size:
-            _set_random_state(load_file(path / f"rank-{self._ranks.rank}.safetensors"), self._ranks)
-        elif self._ranks.is_main:
-            ties = ", ".join(engine.method.rank_bound) or "nothing in this method"
-            self._say(
-                f"{path}: saved by {manifest['world_size']} ranks, resumed by {self._ranks.world_size}: "
-                f"the global batches stay, sums round differently; tied to the rank count: {ties}"
-            )
+            set_random_state(random_states, self._ranks)
+
+    def _from_main(self, path: Path) -> dict[str, Tensor]:
+        return self._ranks.tensors_from_main(load_file(path) if self._ranks.is_main else {})
 
 
-def model_state(module: torch.nn.Module) -> dict[str, Tensor]:
-    """Copy the parameters and buffers of a module to the CPU."""
-    return {name: value.detach().cpu().clone().contiguous() for name, value in module.state_dict().items()}
+def _ranks(number: int) -> str:
+    return f"{number} rank" if number == 1 else f"{number} ranks"
 
 
-def save_weights(module: torch.nn.Module, path: Path) -> str:
+def _load_weights(method: nn.Module, path: Path) -> None:
+    try:
+        method.load_state_dict(load_file(path / MODEL), strict=True)
+    except RuntimeError as error:
+        raise CheckpointError(f"{path}: does not fit the method: {error}") from error
+
+
+def save_weights(module: nn.Module, path: Path) -> str:
     """Write a module's weights in one step and return their SHA-256; equal weights give equal bytes."""
     aside = path.with_name(f".{path.name}.tmp")
     path.parent.mkdir(parents=True, exist_ok=True)
-    facts = _write_tensors(aside, model_state(module))
+    weights = {name: value.detach().cpu().contiguous() for name, value in module.state_dict().items()}
+    facts = write_tensors(aside, weights)
     aside.replace(path)
     return str(facts["sha256"])
-
-
-def find_damage(checkpoint: Path) -> str:
-    """Say what is wrong with a checkpoint; empty if it is whole."""
-    manifest = read_json(checkpoint / "manifest.json")
-    if manifest is None or not _is_sealed(manifest) or checkpoint.name != _name_of(manifest["step"]):
-        return "manifest.json is missing, damaged or of another format"
-    for name, facts in manifest["files"].items():
-        path = checkpoint / name
-        if not path.is_file():
-            return f"{name} is missing"
-        if path.stat().st_size != facts["bytes"]:
-            return f"{name} has {path.stat().st_size} bytes, not {facts['bytes']}"
-        if _sha256(path) != facts["sha256"]:
-            return f"{name} fails its SHA-256"
-    return ""
-
-
-def _name_of(step: int) -> str:
-    return f"step-{step:08d}"
-
-
-def _seal_of(manifest: Mapping[str, Any]) -> str:
-    """Hash everything a manifest says, so that a flipped digit in it is damage as well."""
-    text = json.dumps({key: value for key, value in manifest.items() if key != "seal"}, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _is_sealed(manifest: Mapping[str, Any]) -> bool:
-    return manifest.get("format") == FORMAT and manifest.get("seal") == _seal_of(manifest)
-
-
-def _candidates(folder: Path) -> list[Path]:
-    """List checkpoints, newest first; names sort by step."""
-    return sorted(folder.glob("step-*"), key=lambda path: path.name, reverse=True)
-
-
-def _free_name(path: Path) -> Path:
-    """Return a name that nothing has, so that a rename overwrites nothing."""
-    names = (path.with_name(f"{path.name}-{number}") for number in range(10**6))
-    return next(name for name in names if not name.exists())
-
-
-def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    save_file(dict(tensors), path)
-    with path.open("rb+") as file:
-        os.fsync(file.fileno())
-    return {"bytes": path.stat().st_size, "sha256": _sha256(path)}
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _flatten(state: OptimizerState) -> dict[str, Tensor]:
-    # JSON keys, because parameter names hold dots and state names may too.
-    return {json.dumps([name, key]): value for name, values in state.items() for key, value in values.items()}
-
-
-def _unflatten(tensors: Mapping[str, Tensor]) -> OptimizerState:
-    state: OptimizerState = {}
-    for label, value in tensors.items():
-        name, key = json.loads(label)
-        state.setdefault(name, {})[key] = value
-    return state
-
-
-def _random_state(ranks: Ranks) -> dict[str, Tensor]:
-    state = {"cpu": torch.get_rng_state()}
-    if ranks.device.type == "cuda":
-        state["cuda"] = torch.cuda.get_rng_state(ranks.device)
-    return state
-
-
-def _set_random_state(state: Mapping[str, Tensor], ranks: Ranks) -> None:
-    torch.set_rng_state(state["cpu"])
-    if "cuda" in state and ranks.device.type == "cuda":
-        torch.cuda.set_rng_state(state["cuda"], ranks.device)

@@ -1,17 +1,22 @@
 """Who this process is among the ranks of a trial, and the few collectives the engine itself needs."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from orchestrate.engine.tensor_file import as_bytes
+from orchestrate.errors import OrchestrateError
+
 COLLECTIVE_TIMEOUT_MINUTES = 30
 PATIENCE_HOURS = 24
+
+ResultT = TypeVar("ResultT")
 
 
 @dataclass(frozen=True)
@@ -45,20 +50,50 @@ class Ranks:
         if self.world_size > 1:
             dist.broadcast_object_list([None], src=0, group=self.patient_group)
 
-    def gather_objects(self, value: Any) -> list[Any]:
-        """Return the value of every rank, in rank order, on every rank."""
-        values: list[Any] = [None] * self.world_size
+    def gather_to_main(self, value: Any) -> list[Any]:
+        """Return the value of every rank, in rank order, on rank 0; an empty list on the others."""
         if self.world_size == 1:
             return [value]
-        dist.all_gather_object(values, value)
-        return values
+        values: list[Any] | None = [None] * self.world_size if self.is_main else None
+        dist.gather_object(value, values, dst=0, group=self.patient_group)
+        return values or []
 
-    def from_main(self, value: Any) -> Any:
-        """Return rank 0's value on every rank."""
-        box = [value]
+    def on_main(self, work: Callable[[], ResultT]) -> ResultT:
+        """Do something on rank 0, for hours if it must, and return its result on every rank.
+
+        Raises:
+            OrchestrateError: whatever `work` raised of this kind, on every rank.
+        """
+        box: list[Any] = [_attempt(work) if self.is_main else None]
         if self.world_size > 1:
-            dist.broadcast_object_list(box, src=0)
-        return box[0]
+            dist.broadcast_object_list(box, src=0, group=self.patient_group)
+        if isinstance(box[0], OrchestrateError):
+            raise box[0]
+        result: ResultT = box[0]
+        return result
+
+    def fill_from_main(self, tensors: Iterable[Tensor]) -> None:
+        """Overwrite tensors with those of rank 0, which have the same shapes."""
+        for tensor in tensors if self.world_size > 1 else ():
+            sent = tensor.detach().to(self.device).contiguous()
+            if sent.numel():
+                dist.broadcast(as_bytes(sent), src=0)
+            if sent.data_ptr() != tensor.data_ptr():
+                tensor.detach().copy_(sent)
+
+    def tensors_from_main(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return CPU tensors of rank 0 on every rank; what the others pass does not matter."""
+        layout = self.on_main(lambda: [(name, value.shape, value.dtype) for name, value in tensors.items()])
+        mine = tensors if self.is_main else {name: torch.empty(shape, dtype=kind) for name, shape, kind in layout}
+        self.fill_from_main(mine.values())
+        return dict(mine)
+
+
+def _attempt(work: Callable[[], ResultT]) -> ResultT | OrchestrateError:
+    try:
+        return work()
+    except OrchestrateError as error:
+        return error
 
 
 def join_ranks(environment: Mapping[str, str] = os.environ) -> Ranks:
@@ -73,10 +108,7 @@ def join_ranks(environment: Mapping[str, str] = os.environ) -> Ranks:
     device = torch.device("cuda", local_rank) if kind == "cuda" else torch.device("cpu")
     if kind == "cuda":
         torch.cuda.set_device(device)
-        # fp32 means fp32, and the same step gives the same bits.
-        torch.backends.cudnn.allow_tf32 = False
-        torch.backends.cudnn.benchmark = False
-        torch.backends.cudnn.deterministic = True
+        torch.backends.cudnn.allow_tf32 = False  # fp32 means fp32
     rendezvous = environment.get("ORCHESTRATE_RENDEZVOUS", "env://")
     timeout = timedelta(minutes=COLLECTIVE_TIMEOUT_MINUTES)
     backend = "nccl" if kind == "cuda" else "gloo"
