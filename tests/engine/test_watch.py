@@ -1,5 +1,6 @@
 """Signals of the in-job contract, sent to a real process."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -7,6 +8,8 @@ import time
 from pathlib import Path
 
 import pytest
+
+from orchestrate.engine.watch import HangWatch
 
 PROLOG = """
 import os, sys, time, threading
@@ -70,3 +73,64 @@ def test_signal_to_a_forked_worker_stops_nothing(tmp_path: Path) -> None:
     process = started(FORKING, tmp_path / "stop")
     out, _ = process.communicate(timeout=20)
     assert out.strip() == "undisturbed"
+
+
+# Two ranks join, one calls a collective and the other, after it has said so, waits for input that never comes.
+HUNG = """
+import sys
+import torch
+import torch.distributed as dist
+from orchestrate.engine.watch import HangWatch
+store, rank, limit_seconds = sys.argv[1], int(sys.argv[2]), float(sys.argv[3])
+dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+watch = HangWatch(limit_seconds)
+watch.start()
+def train(step):
+    if step == 2 and rank == 1:
+        sys.stdin.read()
+    dist.all_reduce(torch.ones(1))
+    watch.stepped()
+for step in range(3):
+    train(step)
+"""
+BUSY = """
+import sys, time
+from orchestrate.engine.watch import HangWatch
+watch = HangWatch(float(sys.argv[1]))
+watch.start()
+began = time.monotonic()
+while time.monotonic() - began < 3 * float(sys.argv[1]):
+    watch.stepped()
+watch.close()
+print("alive")
+"""
+
+
+def test_rank_whose_peer_never_comes_ends_as_a_hang_and_shows_its_stacks(tmp_path: Path) -> None:
+    def start(rank: int) -> subprocess.Popen[str]:
+        command = [sys.executable, "-c", HUNG, str(tmp_path / "store"), str(rank), "2"]
+        environment = os.environ | {"GLOO_SOCKET_IFNAME": "lo"}
+        return subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+
+    def end(process: subprocess.Popen[str]) -> str:
+        assert process.stderr is not None
+        shown = process.stderr.read()  # not communicate, which would close the input that a rank waits for
+        assert process.wait(timeout=20) == 86, shown
+        return shown
+
+    ranks = [start(0), start(1)]
+    waiting, elsewhere = (end(process) for process in ranks)
+    assert "no step ended for 2 s, the last of 2 ended at " in waiting
+    assert "in all_reduce" in waiting
+    assert "in _watch" in waiting  # all threads, not the main one alone
+    assert "in train" in elsewhere
+    assert "in all_reduce" not in elsewhere  # so the culprit is found in the logs
+
+
+def test_watch_lets_a_process_live_that_steps_or_has_closed_it() -> None:
+    result = subprocess.run([sys.executable, "-c", BUSY, "0.3"], capture_output=True, text=True, timeout=60)
+    assert (result.returncode, result.stdout, result.stderr) == (0, "alive\n", "")
+
+
+def test_watch_can_be_closed_before_it_began() -> None:
+    HangWatch(60).close()
