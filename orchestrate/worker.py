@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrate.config.run import RunConfig, load_run
+from orchestrate.engine.startup import Startup
 from orchestrate.engine.watch import EXIT_CONTINUE, Heartbeat, StopWatch
 from orchestrate.errors import DataError, DivergedError, OrchestrateError, RunDirError
 from orchestrate.runs import RunDir, write_json
@@ -48,28 +49,39 @@ def main(arguments: list[str] | None = None) -> int:
             traceback.print_exc()
         print(f"error: {run.path}: {error}; mend that and resume", file=sys.stderr)
         return 1
-    except Exception:
+    except Exception as error:
         traceback.print_exc()
+        from orchestrate.engine.determinism import op_without_kernel
+
+        if operation := op_without_kernel(error):
+            print(f"error: {operation} has no repeatable kernel; set system.deterministic: false", file=sys.stderr)
         return 1
 
 
 def _work(run: RunDir, stop: StopWatch) -> int:
     """Join the other ranks and do the trial's work under the RunDir's lock."""
+    startup = Startup()
     config = load_run(run.config_file)
     _check_identity(config, run)
+    from orchestrate.engine.determinism import make_deterministic
     from orchestrate.engine.ranks import join_ranks, leave_ranks
+
+    startup.mark("imports")
 
     main_rank = int(os.environ.get("RANK", 0)) == 0
     lock: AbstractContextManager[None] = _locked(run) if main_rank else nullcontext()
     with lock:
         ranks = join_ranks()
+        if config.system.deterministic:
+            make_deterministic(ranks.device)
+        startup.mark("ranks")
         record = HeartbeatFiles(run, attempt=int(os.environ.get("ORCHESTRATE_ATTEMPT", 1)), world_size=ranks.world_size)
         heartbeat = Heartbeat(record.write if main_rank else _write_nothing)
         heartbeat.update(state="starting")
         heartbeat.beat()
         heartbeat.start()
         try:
-            code = _train_and_score(config, run, ranks, stop, heartbeat)
+            code = _train_and_score(config, run, ranks, stop=stop, heartbeat=heartbeat, startup=startup)
             heartbeat.update(exit_code=code)
             leave_ranks()
         except BaseException as error:
@@ -81,27 +93,40 @@ def _work(run: RunDir, stop: StopWatch) -> int:
     return code
 
 
-def _train_and_score(config: RunConfig, run: RunDir, ranks: Any, stop: StopWatch, heartbeat: Heartbeat) -> int:
+def _train_and_score(
+    config: RunConfig, run: RunDir, ranks: Any, *, stop: StopWatch, heartbeat: Heartbeat, startup: Startup
+) -> int:
     import torch
 
     from orchestrate.engine.base import build_engine
     from orchestrate.engine.checkpoint import save_weights
-    from orchestrate.engine.methods import build_method, seed_rank
-    from orchestrate.engine.trainer import Lengths, Trainer
+    from orchestrate.engine.methods import build_method, seed_rank, tune_method
+    from orchestrate.engine.trainer import Trainer
     from ssl_methods.views import recipe as view_recipe
 
     num_samples = _check_data(config)
-    lengths = Lengths.of(config, num_samples)
     recipe = view_recipe(config.views.name, config.views.size)
+    say = print if ranks.is_main else _say_nothing
     if ranks.device.type == "cpu":
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     method = build_method(config).to(ranks.device)
+    tune_method(method, config.system, say)
     seed_rank(config.train.seed, ranks.rank)
+    startup.mark("network")
     engine = build_engine(config, method, ranks)
-    say = print if ranks.is_main else _say_nothing
-    heartbeat.update(state="training", total_steps=lengths.total_steps)
+    startup.mark("engine")
+    heartbeat.update(state="training")
     trainer = Trainer(
-        config, run, ranks=ranks, engine=engine, recipe=recipe, lengths=lengths, stop=stop, heartbeat=heartbeat, say=say
+        config,
+        run,
+        ranks=ranks,
+        engine=engine,
+        recipe=recipe,
+        num_samples=num_samples,
+        stop=stop,
+        heartbeat=heartbeat,
+        startup=startup,
+        say=say,
     )
     if not trainer.train():
         heartbeat.update(state="stopped")
@@ -109,10 +134,13 @@ def _train_and_score(config: RunConfig, run: RunDir, ranks: Any, stop: StopWatch
         return EXIT_CONTINUE
     stop.nothing_to_save = True
     heartbeat.update(state="evaluating")
-    _score(config, run, ranks, method, lengths.total_steps)
-    if ranks.is_main:
-        weights = save_weights(method, run.weights_file)
-        _write_done(config, run, ranks, lengths, weights)
+    with engine.whole():
+        # Batch norms that saw one rank's part have moments of their own on each rank; rank 0's are the encoder's.
+        ranks.fill_from_main(method.buffers())
+        _score(config, run, ranks, method, trainer.total_steps)
+        if ranks.is_main:
+            weights = save_weights(method, run.weights_file)
+            _write_done(config, run, ranks, step=trainer.total_steps, num_samples=num_samples, weights_sha256=weights)
     ranks.wait_for_main()  # nobody leaves before the proof of completion is written
     heartbeat.update(state="done")
     return 0
@@ -135,18 +163,20 @@ def _score(config: RunConfig, run: RunDir, ranks: Any, method: Any, step: int) -
     score_encoders(config, run, encoders, step=step, place=place)
 
 
-def _write_done(config: RunConfig, run: RunDir, ranks: Any, lengths: Any, weights_sha256: str) -> None:
+def _write_done(
+    config: RunConfig, run: RunDir, ranks: Any, *, step: int, num_samples: int, weights_sha256: str
+) -> None:
     from orchestrate.engine.metrics import total_step_seconds
     from orchestrate.evaluation.scores import collect_metrics
 
-    images = lengths.total_steps * config.train.global_batch
+    images = step * config.train.global_batch
     train_seconds = total_step_seconds(run.metrics_file)
     done = {
         "fingerprint": config.fingerprint(),
-        "step": lengths.total_steps,
+        "step": step,
         "images": images,
-        "epochs": images / lengths.num_samples,
-        "num_train_samples": lengths.num_samples,
+        "epochs": images / num_samples,
+        "num_train_samples": num_samples,
         "world_size": ranks.world_size,
         "device": ranks.device.type,
         "train_seconds": round(train_seconds, 3),

@@ -3,14 +3,15 @@
 go on from the newest whole checkpoint, or begin
 for each step of the budget:
 take the step's part of the global batch        data wait
-set learning rates                              pure function of the step
+method.before_step; set learning rates          pure functions of the step: momenta, temperatures, weight decay
 forward: the loss over all ranks
-agree with the other ranks                      is everything finite? did anybody ask to stop?
-update; method.after_step                       gradients averaged; twins and centres move
+agree with the other ranks                      is all finite? did anybody ask to stop? was the last save written?
+update; method.after_step                       gradients averaged, clipped; twins and centres move
 write the step to metrics.jsonl
-checkpoint, if due or stopping
+checkpoint, if due or stopping                  copied now, written while the next steps are taken
 """
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,33 +24,48 @@ from orchestrate.data.order import Order
 from orchestrate.data.stream import Batch, TrainStream
 from orchestrate.engine.base import Engine
 from orchestrate.engine.checkpoint import CheckpointStore, Position
+from orchestrate.engine.memory import peak_memory_gb
 from orchestrate.engine.metrics import EventLog, MetricsLog, ProgressLine, Throughput
-from orchestrate.engine.optim import set_learning_rates
+from orchestrate.engine.optim import set_rates
 from orchestrate.engine.ranks import Ranks
-from orchestrate.engine.schedule import Schedule
-from orchestrate.engine.watch import Heartbeat, StopWatch
+from orchestrate.engine.schedule import schedules_of
+from orchestrate.engine.startup import Startup
+from orchestrate.engine.watch import HangWatch, Heartbeat, StopWatch
 from orchestrate.errors import CheckpointError, DivergedError
 from orchestrate.runs import RunDir
 from ssl_methods.method import Progress, StepOutput
 from ssl_methods.views import ViewRecipe, normalise
 
+_ADVICE = "lower optim.lr or raise train.warmup"
+
 
 @dataclass(frozen=True)
 class Lengths:
-    """The budget of a config in optimizer steps."""
+    """Budgets of a config in optimizer steps.
+
+    Attributes:
+        total_steps: of the whole training.
+        checkpoint_steps: from one checkpoint to the next.
+        milestones: steps whose checkpoints are kept for ever.
+        num_samples: of the training set.
+    """
 
     total_steps: int
-    warmup_steps: int
     checkpoint_steps: int
+    milestones: frozenset[int]
     num_samples: int
 
     @staticmethod
     def of(config: RunConfig, num_samples: int) -> "Lengths":
         """Convert the budgets of a config for a training set of `num_samples`."""
-        train, size = config.train, {"num_samples": num_samples, "global_batch": config.train.global_batch}
-        total = train.budget.steps(**size)
-        warmup = min(train.warmup.steps(**size, whole=total), total - 1)
-        return Lengths(total, warmup, config.system.checkpoint_every.steps(**size), num_samples)
+        size = {"num_samples": num_samples, "global_batch": config.train.global_batch}
+        total = config.train.budget.steps(**size)
+        milestones = frozenset(each.steps(**size, whole=total) for each in config.system.milestones)
+        return Lengths(total, config.system.checkpoint_every.steps(**size), milestones, num_samples)
+
+    def saves_at(self, step: int) -> bool:
+        """Tell whether a checkpoint is due after a step."""
+        return step % self.checkpoint_steps == 0 or step == self.total_steps or step in self.milestones
 
 
 @dataclass(frozen=True)
@@ -76,18 +92,32 @@ class Trainer:
         ranks: Ranks,
         engine: Engine,
         recipe: ViewRecipe,
-        lengths: Lengths,
+        num_samples: int,
         stop: StopWatch,
         heartbeat: Heartbeat,
+        startup: Startup,
         say: Callable[[str], None] = print,
     ) -> None:
-        self._config, self._run, self._ranks, self._engine = config, run, ranks, engine
-        self._recipe, self._lengths, self._stop, self._heartbeat, self._say = recipe, lengths, stop, heartbeat, say
-        train = config.train
-        self._schedule = Schedule(lengths.total_steps, lengths.warmup_steps, train.schedule, train.final_lr_fraction)
-        self._checkpoints = CheckpointStore(run.checkpoints, ranks, keep=config.system.keep_checkpoints, say=say)
+        self._config, self._run, self._ranks, self._engine, self._recipe = config, run, ranks, engine, recipe
+        self._stop, self._heartbeat, self._startup, self._say = stop, heartbeat, startup, say
+        self._lengths, self._schedules = Lengths.of(config, num_samples), schedules_of(config, num_samples)
         self._fingerprint = config.fingerprint()
-        self._throughput = Throughput(train.global_batch)
+        self._throughput = Throughput(config.train.global_batch)
+        self._hang = HangWatch(config.system.hang_minutes * 60)
+        self._checkpoints = CheckpointStore(
+            run.checkpoints,
+            ranks,
+            keep=config.system.keep_checkpoints,
+            url=config.system.checkpoint_url,
+            asynchronous=config.system.async_checkpoints,
+            elastic=config.system.elastic,
+            say=say,
+        )
+
+    @property
+    def total_steps(self) -> int:
+        """Optimizer steps of the whole budget."""
+        return self._lengths.total_steps
 
     def train(self) -> bool:
         """Train until the budget is spent.
@@ -97,19 +127,29 @@ class Trainer:
 
         Raises:
             DivergedError: a loss term is not finite; the last checkpoint before it stays.
+            CheckpointError: a checkpoint could not be written; those before it stay.
         """
-        position = self._checkpoints.load_newest(self._engine, self._fingerprint)
+        total = self._lengths.total_steps
+        parent = self._config.continues.trial
+        position = self._checkpoints.load_newest(self._engine, self._fingerprint, parent=parent)
         start = position.step if position else 0
         if start:
-            self._say(f"resumed after step {start} of {self._lengths.total_steps}")
-        self._heartbeat.update(first_step=start, step=start)
-        if start >= self._lengths.total_steps:
+            self._say(f"resumed after step {start} of {total}")
+        self._heartbeat.update(first_step=start, step=start, total_steps=total)
+        self._startup.mark("checkpoint")
+        if start >= total:
+            self._checkpoints.finish()  # an upload may be owed
             return True
         stream = self._open_stream(start, position)
+        self._hang.start()
         try:
-            return self._loop(stream, start)
+            spent = self._loop(stream, start)
         finally:
+            self._hang.close()
             stream.close()
+            self._checkpoints.close()
+        self._checkpoints.finish(stopped=not spent)
+        return spent
 
     def _open_stream(self, start: int, position: Position | None) -> TrainStream:
         config = self._config
@@ -139,8 +179,11 @@ class Trainer:
                 self._throughput.add(done.seconds, done.wait_seconds)
                 if log is not None:
                     self._record(log, done)
-                if done.stop or step % self._lengths.checkpoint_steps == 0 or step == self._lengths.total_steps:
+                if done.stop or self._lengths.saves_at(step):
                     self._save(step, log)
+                self._hang.stepped()
+                if step == start + 1:
+                    self._began(done)
                 if done.stop and step < self._lengths.total_steps:
                     return False
             return True
@@ -148,18 +191,37 @@ class Trainer:
             if log is not None:
                 log.close()
 
+    def _began(self, done: Stepped) -> None:
+        self._startup.mark("first step")
+        self._heartbeat.update(startup_seconds=self._startup.seconds)
+        self._say(str(self._startup))
+
     def _step(self, stream: TrainStream, step: int) -> Stepped:
         began = time.perf_counter()
         batch = next(stream)
         waited = time.perf_counter() - began
-        lr = set_learning_rates(self._engine.optimizer, self._schedule.factor(step - 1))
+        self._engine.method.before_step(self._progress(step - 1))
+        lr = self._set_rates(step - 1)
         output = self._forward(batch)
         means, stop = self._agree(output, step)
-        self._engine.update(output)
+        facts = self._engine.update(output)
+        if not math.isfinite(facts.get("grad_norm", 0.0)) and not facts.get("skipped"):
+            raise DivergedError(f"step {step}: grad_norm = {facts['grad_norm']}; {_ADVICE}")
+        if not facts.get("skipped"):
+            self._engine.method.after_step(self._progress(step))
+        return Stepped(step, batch, {**means, **facts}, lr, time.perf_counter() - began, waited, stop)
+
+    def _progress(self, step: int) -> Progress:
         lengths = self._lengths
-        steps_per_epoch = lengths.num_samples / self._config.train.global_batch
-        self._engine.method.after_step(Progress(step, lengths.total_steps, steps_per_epoch))
-        return Stepped(step, batch, means, lr, time.perf_counter() - began, waited, stop)
+        return Progress(step, lengths.total_steps, lengths.num_samples / self._config.train.global_batch)
+
+    def _set_rates(self, step: int) -> float:
+        return set_rates(
+            self._engine.optimizer,
+            lr_factor=self._schedules.lr_factor(step),
+            weight_decay=self._schedules.weight_decay(step),
+            frozen=self._schedules.frozen(step),
+        )
 
     def _forward(self, batch: Batch) -> StepOutput:
         device = self._ranks.device
@@ -168,14 +230,16 @@ class Trainer:
         return self._engine.forward(views, labels)
 
     def _agree(self, output: StepOutput, step: int) -> tuple[dict[str, float], bool]:
-        """Average loss and metrics over the ranks and learn whether any rank was asked to stop: one collective."""
+        """Average loss and metrics over the ranks and learn of requests to stop and failed saves: one collective."""
         names = ["loss", *output.metrics]
-        flag = torch.tensor(float(self._stop.requested))
-        *values, stops = self._ranks.mean([output.loss, *output.metrics.values(), flag])
+        flags = [torch.tensor(float(flag)) for flag in (self._stop.requested, bool(self._checkpoints.failure))]
+        *values, stops, failures = self._ranks.mean([output.loss, *output.metrics.values(), *flags])
+        if failures > 0:
+            self._checkpoints.finish()  # raises on every rank
         means = dict(zip(names, values, strict=True))
-        broken = [f"{name} = {value}" for name, value in means.items() if not abs(value) < float("inf")]
+        broken = [f"{name} = {value}" for name, value in means.items() if not math.isfinite(value)]
         if broken:
-            raise DivergedError(f"step {step}: {', '.join(broken)}; lower optim.lr or raise train.warmup")
+            raise DivergedError(f"step {step}: {', '.join(broken)}; {_ADVICE}")
         if stops > 0 and step < self._lengths.total_steps:
             self._stop.obeyed()
         return means, stops > 0
@@ -200,6 +264,9 @@ class Trainer:
             loss=done.means["loss"],
             images_per_second=round(self._throughput.images_per_second, 1),
             data_wait_percent=round(self._throughput.data_wait_percent, 1),
+            step_seconds_p50=round(self._throughput.step_seconds_p50, 4),
+            step_seconds_p95=round(self._throughput.step_seconds_p95, 4),
+            peak_memory_gb=round(peak_memory_gb(self._ranks.device), 2),
             eta_seconds=round((self._lengths.total_steps - done.step) * self._throughput.seconds_per_step, 1),
         )
         log.progress.show(done.step, loss=done.means["loss"], throughput=self._throughput)
@@ -208,7 +275,8 @@ class Trainer:
         if log is not None:
             log.steps.sync()
         samples = step * self._config.train.global_batch
-        self._checkpoints.save(self._engine, Position(step, samples, self._fingerprint, self._order))
+        position = Position(step, samples, self._fingerprint, self._order, self._schedules.as_facts())
+        self._checkpoints.save(self._engine, position, milestone=step in self._lengths.milestones)
 
 
 def _plan_of(order: Order) -> dict[str, int]:
