@@ -8,13 +8,27 @@ import time
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from typer.core import TyperGroup
 
 from orchestrate import wiring
+from orchestrate.data_commands import data_app
 from orchestrate.errors import ConfigError, OrchestrateError, RunDirError
+from orchestrate.options import (
+    AsJson,
+    ClusterFile,
+    OldRuns,
+    Once,
+    OptionalWord,
+    Runs,
+    SweepFile,
+    SweepWord,
+    TrialWord,
+    Watch,
+    Word,
+)
 
 # A full disk, a spent quota, a folder of somebody else: the user's to mend, so no traceback.
 _PLACE_IS_BAD = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
@@ -50,85 +64,7 @@ app = typer.Typer(
 
     [dim]orchestrate sweep sweeps/quickstart.yaml --cluster cluster_configs/local.yaml[/dim]""",
 )
-data_app = typer.Typer(no_args_is_help=True, help="Pack datasets into shards that any number of ranks can read.")
 app.add_typer(data_app, name="data")
-
-SweepFile = Annotated[Path, typer.Argument(metavar="SWEEP", help="Sweep file (YAML).")]
-SweepWord = Annotated[str, typer.Argument(metavar="SWEEP", help="Name of a sweep, or its file.")]
-Word = Annotated[
-    str, typer.Argument(metavar="SWEEP|TRIAL", help="Name or file of a sweep, or a trial's id, which may be cut short.")
-]
-OptionalWord = Annotated[
-    str, typer.Argument(metavar="SWEEP|TRIAL", help="Name or file of a sweep, or a trial's id.", show_default=False)
-]
-TrialWord = Annotated[str, typer.Argument(metavar="TRIAL", help="Id of a trial, which may be cut short.")]
-ClusterFile = Annotated[Path, typer.Option("--cluster", "-c", metavar="FILE", help="Cluster file (YAML).")]
-Runs = Annotated[
-    Path | None,
-    typer.Option(
-        metavar="DIR",
-        envvar=wiring.RUNS_VARIABLE,
-        help="Folder of all results. Default: what the cluster file says, else ./runs.",
-    ),
-]
-OldRuns = Annotated[
-    Path | None,
-    typer.Option("--runs", metavar="DIR", envvar=wiring.RUNS_VARIABLE, help="Folder of all results. Default: ./runs."),
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
-Watch = Annotated[bool, typer.Option("--watch", "-w", help="Show a live table instead of a line for each change.")]
-Once = Annotated[bool, typer.Option("--once", help="Look and act once, then leave the jobs to themselves.")]
-
-
-@data_app.command("pack")
-def data_pack(
-    source: Annotated[
-        str,
-        typer.Argument(help="Folder of images (sub-folders are classes), .csv of path and label, or fashion-mnist."),
-    ],
-    dest: Annotated[str, typer.Argument(help="Folder to write: new, empty, or one to be continued.")],
-    split: Annotated[str, typer.Option(help="Name of the split; of fashion-mnist train, val or test.")] = "train",
-    limit: Annotated[int, typer.Option(min=0, help="Pack only so many images; 0 packs all.")] = 0,
-    samples_per_shard: Annotated[int, typer.Option(min=1, help="Images in one tar file.")] = 10_000,
-    seed: Annotated[int, typer.Option(help="Order of the images in the shards.")] = 0,
-    shuffle: Annotated[bool, typer.Option(help="Shuffle, or keep the order of the source.")] = True,
-    classes_from: Annotated[
-        str, typer.Option(metavar="DATASET", help="Use the classes of this packed dataset, such as the training split.")
-    ] = "",
-    workers: Annotated[int, typer.Option(min=0, help="Processes; 0 uses every core.")] = 0,
-    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out images that cannot be decoded.")] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace another dataset in DEST.")] = False,
-) -> None:
-    """Pack images into WebDataset shards with an index, checking each image.
-
-    Run it again after an interruption: it goes on where it stopped, and does nothing where the pack is whole.
-
-    [dim]orchestrate data pack ~/images/train data/mine/train[/dim]
-    """
-    from rich.console import Console
-    from rich.progress import Progress
-
-    from orchestrate.data.index import load_manifest
-    from orchestrate.data.pack import pack
-
-    console = Console(stderr=True)
-    with Progress(transient=True, console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task(f"packing {source}", total=None)
-        manifest = pack(
-            source,
-            dest,
-            split=split,
-            limit=limit or None,
-            samples_per_shard=samples_per_shard,
-            shuffle_seed=seed if shuffle else None,
-            classes=load_manifest(classes_from).classes if classes_from else None,
-            workers=workers or None,
-            skip_bad=skip_bad,
-            overwrite=overwrite,
-            progress=lambda done, total: bar.update(task, completed=done, total=total),
-        )
-    counts = f"{manifest.num_samples:,} images of {manifest.num_classes} classes in {len(manifest.shards)} shards"
-    typer.echo(f"{dest}: {counts}, digest {manifest.digest[:16]}")
 
 
 @app.command()
@@ -317,6 +253,13 @@ def cancel(
 @app.command()
 def resume(
     word: Word,
+    budget: Annotated[
+        str,
+        typer.Option(metavar="LENGTH", help="Train on to this longer budget, such as 30ep, as trials of a new sweep."),
+    ] = "",
+    zero_stage: Annotated[
+        int | None, typer.Option(min=0, max=3, help="Go on with this ZeRO stage; the numbers stay the same.")
+    ] = None,
     cluster: Annotated[
         Path | None,
         typer.Option("--cluster", "-c", metavar="FILE", help="Cluster file (YAML). Default: where it ran before."),
@@ -329,7 +272,11 @@ def resume(
 
     A trial whose loss diverged is tried again only if it is named itself. Training goes on from checkpoints.
 
+    With --budget a trial gets a child that begins from its newest checkpoint, in a sweep such as barlow-dims-30ep.
+
     [dim]orchestrate resume barlow-dims[/dim]
+
+    [dim]orchestrate resume 3f2a --budget 30ep --cluster cluster_configs/local.yaml[/dim]
     """
     from orchestrate.launchers.cluster import load_cluster
     from orchestrate.sweep.find import find_target
@@ -337,7 +284,7 @@ def resume(
 
     place = load_cluster(cluster) if cluster else None
     folder = runs or (Path(place.paths.runs) if place else wiring.DEFAULT_RUNS)
-    target = find_target(folder, word)
+    target = wiring.replanned(find_target(folder, word), folder, budget=budget, zero_stage=zero_stage)
     record = target.record.with_cluster(place, cluster.read_text()) if place and cluster else target.record
     only = () if target.whole else tuple(trial.id for trial in target.trials)
     forgive = partial(forgive_trials, diverged_too=not target.whole)
@@ -383,3 +330,34 @@ def report(
     folder = runs or wiring.DEFAULT_RUNS
     sweep_dir = record_path(folder, find_sweep(folder, word).name).parent
     typer.echo(write_report(sweep_dir, folder / "trials", out or sweep_dir / "report"))
+
+
+@app.command()
+def export(
+    trial: TrialWord,
+    form: Annotated[
+        Literal["torchvision", "timm", "safetensors"],
+        typer.Option("--format", help="Library that will load it; safetensors keeps our own names."),
+    ],
+    out: Annotated[Path, typer.Option(metavar="FILE", help="File to write; FILE.json beside it says how to load it.")],
+    checkpoint: Annotated[
+        str, typer.Option(metavar="STEP|newest", help="Take a checkpoint. Default: the weights of a finished trial.")
+    ] = "",
+    runs: OldRuns = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write the trained encoder as torchvision or timm names its weights, load it there, and compare the features.
+
+    [dim]orchestrate export 3f2a --format torchvision --out resnet50.safetensors[/dim]
+    """
+    from orchestrate.engine.export import export_encoder
+    from orchestrate.sweep.find import find_trial
+    from orchestrate.sweep.observe import run_dir_of
+
+    folder = runs or wiring.DEFAULT_RUNS
+    run_dir = run_dir_of(folder, find_trial(folder, trial).trials[0].id)
+    exported = export_encoder(run_dir, out, form=form, checkpoint=checkpoint)
+    if as_json:
+        wiring.print_json(asdict(exported))
+    else:
+        typer.echo(exported.text())

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from orchestrate.launchers.base import Launcher
+    from orchestrate.sweep.find import Target
     from orchestrate.sweep.interventions import Forgive
     from orchestrate.sweep.plan import Observed
     from orchestrate.sweep.record import SweepRecord
@@ -63,6 +64,23 @@ def look(record: SweepRecord, runs: Path) -> tuple[dict[str, Observed], Launcher
 
     launcher = launcher_of(record, runs)
     return observe(runs, record.trial_ids, launcher), launcher
+
+
+def replanned(target: Target, runs: Path, *, budget: str, zero_stage: int | None) -> Target:
+    """Change what a person wants of trials that exist: a longer budget, another ZeRO stage; neither if not given.
+
+    Raises:
+        ConfigError: a trial cannot be trained so.
+        RunDirError: a trial has nothing to go on from, or a job works on it.
+    """
+    from orchestrate.sweep.continuation import at_zero_stage, extended
+
+    def seen(now: Target) -> dict[str, Observed]:
+        return look(now.record.only(trial.id for trial in now.trials), runs)[0]
+
+    if budget:
+        target = extended(target, budget, runs, seen(target), command=("orchestrate", *sys.argv[1:]))
+    return target if zero_stage is None else at_zero_stage(target, zero_stage, seen(target))
 
 
 def record_of(

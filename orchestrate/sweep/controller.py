@@ -12,6 +12,7 @@ from orchestrate.errors import LaunchError
 from orchestrate.launchers.base import JobExistsError, Launcher, RunSpec, job_name
 from orchestrate.runs import create_run_dir, write_text
 from orchestrate.store import Event, Store
+from orchestrate.sweep.continuation import bring_beginning
 from orchestrate.sweep.observe import observe, run_dir_of
 from orchestrate.sweep.plan import Cancel, Desired, Observed, Standing, State, Submit, assess, plan, rank_hours
 from orchestrate.sweep.record import SweepRecord, TrialEntry, counted
@@ -169,16 +170,17 @@ def _why_stalled(desired: Desired, observed: Mapping[str, Observed], standing: M
 
 
 def prepare_run_dir(runs: Path, trial: TrialEntry) -> None:
-    """Make the RunDir of a trial, or bring the part of its run.yaml that is not identity up to date.
+    """Make the RunDir of a trial with what it begins from, or bring what is no identity in its run.yaml up to date.
 
     Raises:
-        RunDirError: the folder cannot be written.
+        RunDirError: the folder cannot be written, or what the trial continues is gone.
     """
     text = dump_yaml(trial.config)
     run = create_run_dir(run_dir_of(runs, trial.id).path, text)
     if run.config_file.read_text() != text:
         write_text(run.config_file, text)  # other workers, engine or data URLs; the numbers are the same
     run.stop_file.unlink(missing_ok=True)
+    bring_beginning(runs, trial)
 
 
 def summary(last: Pass) -> str:

@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from orchestrate.launchers.base import Launcher, LaunchPlan, RunSpec
+from orchestrate.sweep.continuation import first_step
 from orchestrate.sweep.observe import done_record, run_dir_of
 from orchestrate.sweep.plan import Observed, State, assess
 from orchestrate.sweep.record import SweepRecord, counted
@@ -45,7 +46,8 @@ def forecast(record: SweepRecord, runs: Path, observed: Mapping[str, Observed]) 
     """
     prices = _prices(record, runs)
     left = [trial for trial in record.trials if not assess(observed[trial.id]).state.final]
-    steps = {trial.id: max(0, trial.total_steps - observed[trial.id].checkpoint_step) for trial in left}
+    begun = {trial.id: max(observed[trial.id].checkpoint_step, first_step(trial)) for trial in left}
+    steps = {trial.id: max(0, trial.total_steps - begun[trial.id]) for trial in left}
     images = {trial.id: steps[trial.id] * int(trial.config["train"]["global_batch"]) for trial in left}
     hours, basis = None, "no finished trial to price from"
     if prices:

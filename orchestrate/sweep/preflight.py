@@ -9,12 +9,14 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from orchestrate.checkpoint_files import list_checkpoints, read_manifest
 from orchestrate.config.load import suggestion
-from orchestrate.config.run import PROBES, load_run
+from orchestrate.config.run import METHODS, PROBES, load_run
 from orchestrate.errors import ConfigError, DataError, RunDirError
 from orchestrate.launchers.base import Launcher
+from orchestrate.sweep.continuation import missing_beginning
 from orchestrate.sweep.observe import done_record, run_dir_of
-from orchestrate.sweep.record import SweepRecord, TrialEntry
+from orchestrate.sweep.record import SweepRecord, TrialEntry, counted
 from ssl_methods import plugins
 
 GIGABYTE = 1e9
@@ -49,6 +51,8 @@ def find_problems(
         *(launcher.problems() if open_trials else ()),
         *_batch_problems(record, open_trials),
         *_run_dir_problems(runs, open_trials),
+        *filter(None, (missing_beginning(runs, trial) for trial in open_trials)),
+        *_rank_problems(record, runs, open_trials),
         *_data_problems(open_trials, check_data),
     ]
     return list(dict.fromkeys(problems))
@@ -110,6 +114,19 @@ def _batch_problems(record: SweepRecord, trials: Iterable[TrialEntry]) -> Iterat
             yield (
                 f"{record.file}: train.global_batch: {batch}: does not divide by the {ranks} ranks of the cluster; "
                 f"write {fits}, or change resources.ranks_per_node"
+            )
+
+
+def _rank_problems(record: SweepRecord, runs: Path, trials: Iterable[TrialEntry]) -> Iterator[str]:
+    """Find trials whose numbers would change with the number of ranks that goes on with them."""
+    for trial in trials:
+        plugin: Any = plugins.load(METHODS, trial.config["method"]["name"])
+        manifests = (read_manifest(path) for path in list_checkpoints(run_dir_of(runs, trial.id).checkpoints))
+        before = next((manifest["world_size"] for manifest in manifests if manifest), record.ranks)
+        if before != record.ranks and plugin.rank_bound and not trial.config["system"].get("elastic"):
+            yield (
+                f"{trial.label}: saved by {counted(before, 'rank')}, the cluster has {record.ranks}: "
+                f"{', '.join(plugin.rank_bound)}; start {counted(before, 'rank')}, or write `system.elastic: true`"
             )
 
 

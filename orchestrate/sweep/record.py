@@ -115,7 +115,9 @@ class SweepRecord:
         if before is None:
             return self
         kept = set(self.trial_ids)
-        removed = {trial.id: trial for trial in (*before.removed, *before.trials) if trial.id not in kept}
+        removed = {
+            trial.id: trial for trial in (*before.removed, *before.trials, *self.removed) if trial.id not in kept
+        }
         return replace(self, removed=tuple(removed.values()))
 
     def wants_the_same(self, other: SweepRecord) -> bool:

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rich.console import Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
@@ -29,6 +29,15 @@ _COLOURS = {
     State.PENDING: "dim",
 }
 
+_LIVE_FACTS = (
+    "images_per_second",
+    "data_wait_percent",
+    "eta_seconds",
+    "step_seconds_p50",
+    "step_seconds_p95",
+    "peak_memory_gb",
+)
+
 
 @dataclass(frozen=True)
 class TrialStatus:
@@ -39,6 +48,8 @@ class TrialStatus:
         activity: what the worker says it does, such as `training`, while a job is live.
         step, total_steps, images: optimizer steps and images so far.
         images_per_second, data_wait_percent, loss, eta_seconds: from the heartbeat, or the whole training when done.
+        step_seconds_p50, step_seconds_p95: times of the last steps, while a job is live.
+        peak_memory_gb: most that the main rank has held, on its GPU if it has one, while a job is live.
         attempts: jobs started; rank_hours: what they cost, lost ones too.
         value: the sweep's objective, when done; metrics: all numbers, when done.
     """
@@ -56,6 +67,9 @@ class TrialStatus:
     data_wait_percent: float | None = None
     loss: float | None = None
     eta_seconds: float | None = None
+    step_seconds_p50: float | None = None
+    step_seconds_p95: float | None = None
+    peak_memory_gb: float | None = None
     attempts: int = 0
     rank_hours: float = 0.0
     value: float | None = None
@@ -101,8 +115,7 @@ def _facts_of_done(done: Mapping[str, Any]) -> dict[str, Any]:
 def _facts_of_heartbeat(beat: Mapping[str, Any], *, live: bool) -> dict[str, Any]:
     facts = {key: _finite(beat.get(key)) for key in ("step", "images", "loss")}
     if live:
-        rates = ("images_per_second", "data_wait_percent", "eta_seconds")
-        facts |= {"activity": beat.get("state")} | {key: _finite(beat.get(key)) for key in rates}
+        facts |= {"activity": beat.get("state")} | {key: _finite(beat.get(key)) for key in _LIVE_FACTS}
     return facts
 
 
@@ -136,18 +149,53 @@ def status_json(record: SweepRecord, rows: Sequence[TrialStatus]) -> dict[str, A
 
 
 def status_table(record: SweepRecord, rows: Sequence[TrialStatus], *, limit: int | None = None) -> RenderableType:
-    """Draw the trials of a sweep, at most `limit`, with the progress of the whole above."""
+    """Draw the trials of a sweep, at most `limit`, with the progress of the whole above.
+
+    Times of steps and memory are shown if a running trial tells them and there is room.
+    """
+    shown = rows[:limit]
+    metric = record.objective["metric"]
+    tables = [_table(shown, metric, details=False)]
+    if any(row.step_seconds_p50 is not None for row in shown):
+        tables.insert(0, _table(shown, metric, details=True))
+    more = [f"... and {len(rows) - limit} more"] if limit is not None and len(rows) > limit else []
+    removed = [f"no longer in the sweep, but kept: {counted(len(record.removed), 'trial')}"] if record.removed else []
+    return Group(_headline(record, rows), "", _FirstThatFits(tables), *more, *removed)
+
+
+class _FirstThatFits:
+    """The first of some tables that fits the width of the console, else the last."""
+
+    def __init__(self, tables: Sequence[Table]) -> None:
+        self._tables = tables
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        unbounded = options.update(max_width=10**6)
+        fitting = (
+            table for table in self._tables if console.measure(table, options=unbounded).maximum <= options.max_width
+        )
+        yield next(fitting, self._tables[-1])
+
+
+def _table(rows: Sequence[TrialStatus], metric: str, *, details: bool) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold", expand=False)
     axes = _axes(rows)
     for title in ("trial", *(axis.rpartition(".")[2] for axis in axes), "state"):
         table.add_column(title, no_wrap=True)
-    for title in ("step", "images/s", "wait", "loss", "ETA", record.objective["metric"]):
+    for title in (
+        "step",
+        "images/s",
+        "wait",
+        *(("s/step p50", "p95", "memory") if details else ()),
+        "loss",
+        "ETA",
+        metric,
+    ):
         table.add_column(title, justify="right", no_wrap=True)
-    for row in rows[:limit]:
-        table.add_row(row.id[:8], *(axis_value(row.assignment.get(axis, "")) for axis in axes), *_cells(row))
-    more = [f"... and {len(rows) - limit} more"] if limit is not None and len(rows) > limit else []
-    removed = [f"no longer in the sweep, but kept: {counted(len(record.removed), 'trial')}"] if record.removed else []
-    return Group(_headline(record, rows), "", table, *more, *removed)
+    for row in rows:
+        assigned = (axis_value(row.assignment.get(axis, "")) for axis in axes)
+        table.add_row(row.id[:8], *assigned, *_cells(row, details=details))
+    return table
 
 
 def axis_value(value: Any) -> str:
@@ -159,13 +207,22 @@ def _axes(rows: Sequence[TrialStatus]) -> list[str]:
     return list(dict.fromkeys(axis for row in rows for axis in row.assignment))
 
 
-def _cells(row: TrialStatus) -> list[RenderableType]:
+def _cells(row: TrialStatus, *, details: bool) -> list[RenderableType]:
     state = Text(state_label(row), style=_COLOURS[row.state])
     steps = "" if row.step is None else f"{row.step}/{row.total_steps}"
     wait = "" if row.data_wait_percent is None else f"{row.data_wait_percent:.0f} %"
     eta = "" if row.eta_seconds is None else duration(row.eta_seconds)
-    return [state, steps, _number(row.images_per_second, ".0f"), wait, _number(row.loss, ".3f"), eta,
-            _number(row.value, ".4f")]  # fmt: skip
+    times = [_seconds(row.step_seconds_p50), _seconds(row.step_seconds_p95), _memory(row)]
+    return [state, steps, _number(row.images_per_second, ".0f"), wait, *(times if details else []),
+            _number(row.loss, ".3f"), eta, _number(row.value, ".4f")]  # fmt: skip
+
+
+def _seconds(value: float | None) -> str:
+    return _number(value, ".2g" if value is not None and value < 10 else ".0f")
+
+
+def _memory(row: TrialStatus) -> str:
+    return "" if row.peak_memory_gb is None else f"{row.peak_memory_gb:.1f} GB"
 
 
 def state_label(row: TrialStatus) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 
 from orchestrate.launchers.base import SIGNAL_BASE, AttemptRecord
 from orchestrate.runs import RunDir, read_json
+from orchestrate.sweep.continuation import first_step, parent_of
 from orchestrate.sweep.lease import lease_holder
 from orchestrate.sweep.observe import resumed_file, run_dir_of
 from orchestrate.sweep.plan import Observed, Standing, State, assess, describe_exit
@@ -65,13 +66,18 @@ def explain(
         state=str(place.state),
         cause=str(place.cause) if place.cause else None,
         reason=place.reason,
-        facts=tuple(_facts(run, seen, now)),
+        facts=(*_origin(trial), *_facts(run, seen, now)),
         attempts=tuple(_describe(attempt, seen) for attempt in seen.attempts),
         log_file=str(log) if log else None,
         log_lines=tuple(last_lines(log, LOG_LINES)) if log and place.state is not State.COMPLETED else (),
         next_action=action,
         command=command + flags,
     )
+
+
+def _origin(trial: TrialEntry) -> Iterator[str]:
+    if parent_of(trial):
+        yield f"continues trial {parent_of(trial)} from its checkpoint of step {first_step(trial)}"
 
 
 def _facts(run: RunDir, seen: Observed, now: float) -> Iterator[str]:

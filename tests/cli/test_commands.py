@@ -19,7 +19,7 @@ def test_check_prints_every_default_of_every_kind_of_file(place: Path) -> None:
     assert result.exit_code == 0
     assert "a valid sweep file of 2 trials" in result.stdout
     assert "train.seed=1" in result.stdout
-    assert "final_lr_fraction: 0.001" in result.stdout
+    assert "final_fraction: 0.001" in result.stdout
     assert "cpus_per_rank: 1" in result.stdout
 
 

@@ -8,6 +8,7 @@ from orchestrate.evaluation.probes.knn import Knn
 from orchestrate.sweep.preflight import check_start
 from orchestrate.sweep.record import SweepRecord
 from tests.launchers.jobs import launcher
+from tests.sweep.checkpoints import write_checkpoint
 from tests.sweep.sweeps import bench, record_of, write_sweep
 
 
@@ -103,3 +104,14 @@ def test_all_problems_are_told_at_once_and_each_once(runs: Path, tmp_path: Path)
     assert len(told) == 4  # disk, batch, train, val
     assert caught.value.exit_code == 2
     assert not runs.exists()
+
+
+def test_method_tied_to_the_rank_count_does_not_go_on_with_another(runs: Path, tmp_path: Path) -> None:
+    file = write_sweep(tmp_path, seeds=(0,))
+    file.write_text(file.read_text().replace("name: simclr", "name: moco"))
+    record = record_of(file)
+    write_checkpoint(runs / "trials" / record.trial_ids[0], 4, ranks=4)
+    told = problems(record, runs)
+    assert "saved by 4 ranks, the cluster has 2: batch norm sees one rank's part of the batch; start 4 ranks" in told
+    file.write_text(file.read_text().replace("workers: 1", "workers: 1, elastic: true"))
+    check_start(record_of(file), runs, launcher(runs), check_data=whole)

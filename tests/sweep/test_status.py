@@ -1,5 +1,6 @@
 import io
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -8,7 +9,15 @@ from orchestrate.runs import write_json
 from orchestrate.sweep.display import Lines, LiveTable
 from orchestrate.sweep.observe import observe
 from orchestrate.sweep.plan import Standing, State
-from orchestrate.sweep.status import duration, fraction_done, objective_value, status_table, sweep_status
+from orchestrate.sweep.status import (
+    TrialStatus,
+    duration,
+    fraction_done,
+    objective_value,
+    status_json,
+    status_table,
+    sweep_status,
+)
 from tests.launchers.jobs import rank_pids
 from tests.sweep.sweeps import bench, record_of, script_all, write_sweep
 
@@ -47,6 +56,31 @@ def test_running_trial_shows_its_heartbeat(runs: Path, tmp_path: Path) -> None:
     assert fraction_done(rows) == pytest.approx(5 / 20)
     text = drawn(120, status_table(record, rows))
     assert all(word in text for word in ("5/10", "321", "3 %", "1.250", "1 min 15 s", "RUNNING", "PENDING", "25%"))
+
+
+def test_times_of_steps_and_memory_are_shown_where_there_is_room(runs: Path, tmp_path: Path) -> None:
+    record = record_of(write_sweep(tmp_path))
+    beat: dict[str, Any] = {"step_seconds_p50": 0.2134, "step_seconds_p95": 123.4, "peak_memory_gb": 3.456}
+    running = TrialStatus(record.trial_ids[0], {"train.seed": 0}, State.RUNNING, "", step=5, total_steps=10, **beat)
+    waiting = TrialStatus(record.trial_ids[1], {"train.seed": 1}, State.PENDING, "")
+    wide, narrow = (drawn(width, status_table(record, [running, waiting])) for width in (120, 80))
+    assert all(word in wide for word in ("s/step p50", "p95", "memory", "0.21", "123", "3.5 GB"))
+    assert "p95" not in narrow
+    assert all(word in narrow for word in ("5/10", "RUNNING", "knn.top1"))
+    assert "p95" not in drawn(120, status_table(record, [waiting]))
+
+
+def test_status_for_programs_has_what_the_heartbeat_says_of_steps_and_memory(runs: Path, tmp_path: Path) -> None:
+    made = bench(runs)
+    record = record_of(write_sweep(tmp_path))
+    script_all(runs, record, {"*": "wait"})
+    made.session.make_true(record, once=True)
+    rank_pids(runs, record.trial_ids[0])
+    beat = {"step_seconds_p50": 0.2, "step_seconds_p95": 0.5, "peak_memory_gb": 3.5}
+    write_json(runs / "trials" / record.trial_ids[0] / "status.json", {"state": "training", "step": 5, **beat})
+    trials = status_json(record, sweep_status(record, runs, observe(runs, record.trial_ids, made.launcher)))["trials"]
+    assert {key: trials[0][key] for key in beat} == beat
+    assert {key: trials[1][key] for key in beat} == dict.fromkeys(beat)
 
 
 def test_long_table_is_cut_and_says_so(runs: Path, tmp_path: Path) -> None:
