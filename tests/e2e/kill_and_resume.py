@@ -1,10 +1,14 @@
-"""Kill a sweep at random moments, start it again, and compare it with an undisturbed one.
+"""Kill a sweep at random moments, take it up again, and compare it with an undisturbed one.
 
-    python tests/e2e/kill_and_resume.py sweeps/quickstart.yaml --cluster cluster_configs/local.yaml --kills 10
+    python tests/e2e/kill_and_resume.py sweeps/tiny/every_state.yaml --cluster cluster_configs/local.yaml --kills 100
 
-Runs the sweep twice with `orchestrate sweep`: once undisturbed, once with SIGKILL of the controller and of every
-process it started, `--kills` times at random moments; after each the same command is typed again. Then, for each trial:
-metrics.jsonl has every step exactly once, batches and losses are the same, and the final weights are byte-identical.
+Runs the sweep twice: once undisturbed, once with `--kills` SIGKILLs. Each is one of
+- anytime: controller and every process it started, at a random time after the start, also while they start;
+- training: the same, a random moment after new steps were made;
+- save: the same, while a checkpoint is being written;
+- one rank: a single rank; the others and the controller must notice.
+After each of the first three, `orchestrate resume` is typed. In the end, for each trial: metrics.jsonl has every step
+exactly once, batches and losses are the same, and the final weights are byte-identical.
 Prints a JSON line for each trial; exits 1 if any differs.
 """
 
@@ -17,8 +21,15 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+
+import yaml
+
+KINDS = ("anytime", "training", "save", "one rank")
+PATIENCE_SECONDS = 90.0  # for a sign of training, or a save
 
 
 def main() -> int:
@@ -29,18 +40,20 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--runs", type=Path, default=Path("runs/kill_and_resume"), help="holds both runs; reused")
-    parser.add_argument("--between", type=float, nargs=2, default=(3.0, 40.0), metavar=("MIN", "MAX"), help="seconds")
+    parser.add_argument("--longest", type=float, default=15.0, help="seconds before a kill at any time")
     options = parser.parse_args()
     quiet, disturbed = options.runs.resolve() / "undisturbed", options.runs.resolve() / "disturbed"
     subprocess.run(sweep_command(options.sweep, options.cluster, quiet), check=True)
-    kills = disturb(
-        options.sweep, options.cluster, disturbed, options.kills, options.between, random.Random(options.seed)
-    )
+    rng = random.Random(options.seed)
+    disturbance = Disturbance(options.sweep, options.cluster, disturbed, rng)
+    kills = disturbance.run(rng.choices(KINDS, k=options.kills), longest=options.longest)
     rows = compare(quiet, disturbed)
     for row in rows:
         print(json.dumps(row))
     same = all(row["same"] for row in rows)
-    print(f"{len(rows)} trials, {kills} kills: " + ("all the same" if same else "NOT all the same"))
+    counts = ", ".join(f"{count} {kind}" for kind, count in sorted(kills.items()))
+    print(f"{len(rows)} trials, {sum(kills.values())} kills: {'all' if same else 'NOT all'} the same")
+    print(f"({counts}; {disturbance.cut_saves} left a save unfinished)")
     return 0 if same and rows else 1
 
 
@@ -50,34 +63,111 @@ def sweep_command(sweep: Path, cluster: Path, runs: Path) -> list[str]:
     return [*command, "--runs", str(runs)]
 
 
-def disturb(
-    sweep: Path, cluster: Path, runs: Path, kills: int, between: tuple[float, float], rng: random.Random
-) -> int:
-    """Run a sweep to its end through `kills` kills; return how many there was time for."""
-    for number in range(kills):
-        controller = subprocess.Popen(sweep_command(sweep, cluster, runs))
-        pause = rng.uniform(*between)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            controller.wait(timeout=pause)
-            return number
-        killed = kill_all(runs, controller, spare_supervisors=rng.random() < 0.5)
-        print(f"kill {number + 1} after {pause:.1f} s: {killed} processes", flush=True)
-    subprocess.run(sweep_command(sweep, cluster, runs), check=True)
-    return kills
+def resume_command(sweep: Path, runs: Path) -> list[str]:
+    """Return the command a person types when something broke; it forgives spent retries."""
+    name = yaml.safe_load(sweep.read_text())["name"]
+    return [sys.executable, "-m", "orchestrate", "resume", name, "--runs", str(runs)]
 
 
-def kill_all(runs: Path, controller: "subprocess.Popen[bytes]", *, spare_supervisors: bool) -> int:
-    """SIGKILL the controller and every process that works below `runs`; return how many there were."""
-    controller.kill()
-    controller.wait()
-    killed = 1
-    for pid, command in processes_on(runs):
-        if spare_supervisors and "orchestrate.worker" not in command:
-            continue
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-            killed += 1
-    return killed
+class Disturbance:
+    """A sweep that is killed again and again."""
+
+    def __init__(self, sweep: Path, cluster: Path, runs: Path, rng: random.Random) -> None:
+        self._sweep, self._cluster, self._runs, self._rng = sweep, cluster, runs, rng
+        self.cut_saves = 0
+
+    def run(self, kinds: Sequence[str], *, longest: float, after: float = 3.0) -> Counter[str]:
+        """Run to the end through kills of these kinds, one after the other.
+
+        Args:
+            kinds: of the kills.
+            longest: seconds from a start to a kill at any time, at most.
+            after: seconds from a sign of training to a kill, at most.
+
+        Returns:
+            How many kills of each kind there was time for.
+        """
+        done: Counter[str] = Counter()
+        controller = subprocess.Popen(sweep_command(self._sweep, self._cluster, self._runs))
+        for kind in kinds:
+            while not self._wait_for_moment(kind, controller, longest if kind == "anytime" else after):
+                if controller.poll() == 0:
+                    return done
+                controller = self._resume(controller)
+            killed = self._kill_a_rank() if kind == "one rank" else self._kill_all(controller)
+            done[kind] += bool(killed)
+            print(f"kill {done.total()}, {kind}: {killed} processes", flush=True)
+            if kind != "one rank":
+                controller = self._resume(controller)
+        while controller.wait() != 0:
+            controller = self._resume(controller)
+        return done
+
+    def _resume(self, controller: "subprocess.Popen[bytes]") -> "subprocess.Popen[bytes]":
+        if controller.poll() is None:  # it waits for something that will not come
+            controller.kill()
+            controller.wait()
+        started = (self._runs / "sweeps").exists() and any((self._runs / "sweeps").iterdir())
+        again = resume_command(self._sweep, self._runs)
+        return subprocess.Popen(again if started else sweep_command(self._sweep, self._cluster, self._runs))
+
+    def _wait_for_moment(self, kind: str, controller: "subprocess.Popen[bytes]", seconds: float) -> bool:
+        """Wait for a moment of a kind; tell whether the sweep still runs then."""
+
+        def until(condition: Callable[[], bool], patience: float) -> bool:
+            ends = time.monotonic() + patience
+            while controller.poll() is None and time.monotonic() < ends:
+                if condition():
+                    return True
+                time.sleep(0.0005)
+            return False
+
+        if kind != "anytime":
+            before = logged_bytes(self._runs)
+            if not until(lambda: logged_bytes(self._runs) != before, PATIENCE_SECONDS):
+                return False
+        if kind == "save":
+            return until(lambda: bool(unfinished_saves(self._runs)), PATIENCE_SECONDS)
+        until(lambda: False, self._rng.uniform(0, seconds))
+        return controller.poll() is None
+
+    def _kill_all(self, controller: "subprocess.Popen[bytes]") -> int:
+        """SIGKILL the controller and every process that works below `runs`; half the time supervisors are spared."""
+        controller.kill()
+        spare = self._rng.random() < 0.5
+        mine = [
+            (pid, command) for pid, command in processes_on(self._runs) if "orchestrate.worker" in command or not spare
+        ]
+        killed = 1 + sum(kill(pid) for pid, _ in mine)
+        controller.wait()
+        self.cut_saves += bool(unfinished_saves(self._runs))
+        return killed
+
+    def _kill_a_rank(self) -> int:
+        ranks = [pid for pid, command in processes_on(self._runs) if "orchestrate.worker" in command]
+        return kill(self._rng.choice(sorted(ranks))) if ranks else 0
+
+
+def kill(pid: int) -> int:
+    """SIGKILL a process; return 1 if it was there."""
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+        return 1
+    return 0
+
+
+def logged_bytes(runs: Path) -> int:
+    """Size of all step logs: it changes with every step."""
+    return sum(path.stat().st_size for path in runs.glob("trials/*/metrics.jsonl"))
+
+
+def unfinished_saves(runs: Path) -> list[str]:
+    """List the checkpoints that are being written, or whose writing was cut."""
+    names = []
+    for trial in (runs / "trials").glob("*/checkpoints"):
+        with contextlib.suppress(FileNotFoundError):
+            names += [entry.name for entry in os.scandir(trial) if entry.name.startswith(".tmp-")]
+    return names
 
 
 def processes_on(runs: Path) -> list[tuple[int, str]]:

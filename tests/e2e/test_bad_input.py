@@ -24,10 +24,7 @@ BAD_SWEEPS: dict[str, tuple[Change, str]] = {
         ("base.backbone", {"name": "tiny_resnet", "stem": "small"}),
         "backbone.stem: 'small': ",
     ),
-    "LARS under ZeRO": (
-        ("base", {"optim": {"name": "lars", "lr": 0.1, "bias_lr": 0.1}, "system": {"zero_stage": 1}}),
-        "LARS needs whole layers",
-    ),
+    "ZeRO without DeepSpeed": (("base.system", {"engine": "ddp", "zero_stage": 1}), "plain DDP has no ZeRO"),
 }
 
 
