@@ -78,7 +78,7 @@ class EventLog:
 
 
 class Throughput:
-    """Images per second and the share of time spent waiting for data, over the last steps."""
+    """Images per second, times of steps and the share of time spent waiting for data, over the last steps."""
 
     def __init__(self, global_batch: int, *, window: int = 50) -> None:
         self._global_batch = global_batch
@@ -99,9 +99,30 @@ class Throughput:
         return sum(step for step, _ in self._steps) / max(len(self._steps), 1)
 
     @property
+    def step_seconds_p50(self) -> float:
+        """Time that half of the steps stayed below; of the window, as all numbers here."""
+        return _percentile([step for step, _ in self._steps], 0.50)
+
+    @property
+    def step_seconds_p95(self) -> float:
+        """Time that 19 of 20 steps stayed below: far above the median, something makes single steps wait."""
+        return _percentile([step for step, _ in self._steps], 0.95)
+
+    @property
     def data_wait_percent(self) -> float:
         """Part of the time in which the step waited for its batch."""
         return 100 * sum(wait for _, wait in self._steps) / max(sum(step for step, _ in self._steps), 1e-9)
+
+
+def _percentile(values: list[float], part: float) -> float:
+    """Interpolate between the two nearest values, as numpy does; 0 of no values."""
+    if not values:
+        return 0.0
+    ordered = sorted(values)
+    place = part * (len(ordered) - 1)
+    below = int(place)
+    above = min(below + 1, len(ordered) - 1)
+    return ordered[below] + (place - below) * (ordered[above] - ordered[below])
 
 
 class ProgressLine:

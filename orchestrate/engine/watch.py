@@ -21,6 +21,12 @@ EXIT_CONTINUE, EXIT_HANG = 75, 86
 _LOOK_EVERY_SECONDS = 0.5
 
 
+def dump_stacks(reason: str) -> None:
+    """Write a sentence and the stacks of all threads to stderr."""
+    print(f"{reason}; all stacks:", file=sys.stderr, flush=True)
+    faulthandler.dump_traceback(all_threads=True)
+
+
 class StopWatch:
     """Notice requests to stop, and end a process that does not follow one.
 
@@ -66,10 +72,7 @@ class StopWatch:
                 self._end_as_hang()
 
     def _end_as_hang(self) -> None:
-        waited = f"{self._grace_seconds:.0f} s"
-        print(f"asked to stop ({self.reason}), but no step ended for {waited}; all stacks:", file=sys.stderr)
-        sys.stderr.flush()
-        faulthandler.dump_traceback(all_threads=True)
+        dump_stacks(f"asked to stop ({self.reason}), but no step ended for {self._grace_seconds:.0f} s")
         os._exit(EXIT_HANG)
 
     def _find_request(self) -> str:
@@ -100,6 +103,57 @@ def _forget_signals() -> None:
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     _release_signals()
+
+
+class HangWatch:
+    """End a process in which no step ends any more.
+
+    Every rank runs one, so that the stacks of all ranks land in their logs: the one that sits elsewhere than the others
+    is the culprit. Nobody is asked and nothing is saved; the last checkpoint serves. The watch needs the interpreter's
+    lock, which a thread that waits in a collective, a stream or a system call has given back.
+    """
+
+    def __init__(self, limit_seconds: float, *, dump: Callable[[str], None] = dump_stacks) -> None:
+        """Prepare a watch.
+
+        Args:
+            limit_seconds: longest time from `start` to the first step, and between two steps.
+            dump: shows the stacks of all threads below a sentence.
+        """
+        self._limit_seconds, self._dump = limit_seconds, dump
+        self._num_steps, self._last = 0, time.monotonic()
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="hang-watch", daemon=True)
+
+    def start(self) -> None:
+        """Begin to count; what comes before the first step, as compiling, counts too."""
+        self._last = time.monotonic()
+        self._thread.start()
+
+    def stepped(self) -> None:
+        """Begin to count anew: a step, or other work that is known to be long, has ended."""
+        self._num_steps += 1
+        self._last = time.monotonic()
+
+    def close(self) -> None:
+        """Stop watching."""
+        self._closed.set()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def _watch(self) -> None:
+        left = self._limit_seconds
+        while not self._closed.wait(left):
+            left = self._last + self._limit_seconds - time.monotonic()
+            if left <= 0:
+                self._dump(self._reason())
+                os._exit(EXIT_HANG)
+
+    def _reason(self) -> str:
+        began = time.time() - (time.monotonic() - self._last)
+        clock = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(began))
+        since = f"the last of {self._num_steps} ended" if self._num_steps else "none since the watch began"
+        return f"no step ended for {self._limit_seconds:g} s, {since} at {clock}"
 
 
 class Heartbeat:
