@@ -37,7 +37,7 @@ class DdpEngine:
             sharded=False,
         )
         self._layout = WholeLayout(self.optimizer, method)
-        self._model = _distributed(Forward(method, config.train.precision, ranks.device))
+        self._model = averaging(Forward(method, config.train.precision, ranks.device))
 
     def forward(self, views: Sequence[Tensor], labels: Tensor | None) -> StepOutput:
         """Compute the loss of this rank's part of the global batch."""
@@ -66,9 +66,12 @@ class DdpEngine:
         return self._layout.whole()
 
 
-def _distributed(module: nn.Module) -> DistributedDataParallel:
-    """Wrap a module without syncing buffers at each forward: what must be equal is computed over the ranks."""
+def averaging(module: nn.Module) -> DistributedDataParallel:
+    """Let a module's gradients be averaged over the ranks during the backward pass.
+
+    Buffers are not synced at each forward pass: what must be equal is computed over the ranks.
+    """
     known = inspect.signature(DistributedDataParallel).parameters
     option = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"  # its name before 2.14
     options: dict[str, Any] = {option: False}
-    return DistributedDataParallel(module, **options)
+    return DistributedDataParallel(module, gradient_as_bucket_view=True, **options)

@@ -6,9 +6,10 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from orchestrate.config.run import RunConfig
+from orchestrate.engine.ddp import averaging
 from orchestrate.engine.gradients import GradientRules
 from orchestrate.engine.layout import Layout, OptimizerState, WholeLayout, trained_names
 from orchestrate.engine.optim import build_optimizer
@@ -72,12 +73,16 @@ class DeepSpeedEngine:
         )
         names = trained_names(optimizer, method)
         num_trained = sum(parameter.numel() for parameter in method.parameters() if parameter.requires_grad)
+        model: nn.Module = Forward(method, config.train.precision, ranks.device)
         self._engine, self.optimizer, _, _ = deepspeed.initialize(
-            model=Forward(method, config.train.precision, ranks.device),
+            model=model if self.sharded else averaging(model),
             optimizer=optimizer,
             config=deepspeed_config(config, ranks.world_size, num_trained),
             dist_init_required=False,
         )
+        if not self.sharded:
+            # DeepSpeed would copy and average the gradients after the backward pass; torch does so during it, in place.
+            self._engine.enable_backward_allreduce = False
         self._rules = GradientRules(
             config.optim,
             self.optimizer,
