@@ -49,6 +49,8 @@ EXACT: list[tuple[str, dict[str, Any], tuple[System, ...]]] = [
     ("lars_triplet", {}, WHOLE),
     ("adamw", {"precision": "bf16"}, (DDP, ZERO_2)),
     ("sgd", {"method": "moco"}, (ZERO_0, ZERO_1, ZERO_2)),
+    ("adamw", {"method": "moco"}, (ZERO_0, ZERO_1, ZERO_2)),
+    ("lars", {"method": "moco"}, (ZERO_0,)),
     ("adamw", {"method": "dino"}, (DDP, ZERO_2)),
 ]
 
