@@ -71,7 +71,7 @@ def _work(run: RunDir, stop: StopWatch) -> int:
     main_rank = int(os.environ.get("RANK", 0)) == 0
     lock: AbstractContextManager[None] = _locked(run) if main_rank else nullcontext()
     with lock:
-        ranks = join_ranks()
+        ranks = join_ranks(patience_minutes=config.system.hang_minutes)
         if config.system.deterministic:
             make_deterministic(ranks.device)
         startup.mark("ranks")
@@ -134,16 +134,26 @@ def _train_and_score(
         return EXIT_CONTINUE
     stop.nothing_to_save = True
     heartbeat.update(state="evaluating")
-    with engine.whole():
-        # Batch norms that saw one rank's part have moments of their own on each rank; rank 0's are the encoder's.
-        ranks.fill_from_main(method.buffers())
-        _score(config, run, ranks, method, trainer.total_steps)
-        if ranks.is_main:
-            weights = save_weights(method, run.weights_file)
-            _write_done(config, run, ranks, step=trainer.total_steps, num_samples=num_samples, weights_sha256=weights)
+    trained = _plain_copy(config, engine, ranks)
+    _score(config, run, ranks, trained, trainer.total_steps)
+    if ranks.is_main:
+        weights = save_weights(trained, run.weights_file)
+        _write_done(config, run, ranks, step=trainer.total_steps, num_samples=num_samples, weights_sha256=weights)
     ranks.wait_for_main()  # nobody leaves before the proof of completion is written
     heartbeat.update(state="done")
     return 0
+
+
+def _plain_copy(config: RunConfig, engine: Any, ranks: Any) -> Any:
+    """Build the method anew with what was trained: whole, without the engine's hooks, equal on all ranks."""
+    from orchestrate.engine.methods import build_method
+
+    plain = build_method(config).to(ranks.device)
+    with engine.whole():
+        plain.load_state_dict(engine.method.state_dict())
+    # Batch norms that saw one rank's part have moments of their own on each rank; rank 0's are the encoder's.
+    ranks.fill_from_main(plain.buffers())
+    return plain
 
 
 def _score(config: RunConfig, run: RunDir, ranks: Any, method: Any, step: int) -> None:

@@ -96,8 +96,10 @@ def _attempt(work: Callable[[], ResultT]) -> ResultT | OrchestrateError:
         return error
 
 
-def join_ranks(environment: Mapping[str, str] = os.environ) -> Ranks:
+def join_ranks(environment: Mapping[str, str] = os.environ, *, patience_minutes: float = 0.0) -> Ranks:
     """Join the process group that the launcher's environment describes.
+
+    Collectives give up after half an hour, or a little after `patience_minutes`, so that a hang watch comes first.
 
     RANK, WORLD_SIZE and LOCAL_RANK place the process (0, 1, 0 if absent); ORCHESTRATE_RENDEZVOUS is the URL where the
     ranks meet (`env://` if absent); ORCHESTRATE_DEVICE is `cpu` (gloo) or `cuda` (nccl), found out if absent.
@@ -110,7 +112,7 @@ def join_ranks(environment: Mapping[str, str] = os.environ) -> Ranks:
         torch.cuda.set_device(device)
         torch.backends.cudnn.allow_tf32 = False  # fp32 means fp32
     rendezvous = environment.get("ORCHESTRATE_RENDEZVOUS", "env://")
-    timeout = timedelta(minutes=COLLECTIVE_TIMEOUT_MINUTES)
+    timeout = timedelta(minutes=max(COLLECTIVE_TIMEOUT_MINUTES, patience_minutes + 5))
     backend = "nccl" if kind == "cuda" else "gloo"
     if world_size == 1 and "MASTER_ADDR" not in environment and rendezvous == "env://":
         store = dist.HashStore()  # type: ignore[attr-defined]

@@ -131,6 +131,7 @@ class Trainer:
         """
         total = self._lengths.total_steps
         parent = self._config.continues.trial
+        self._stop.nothing_to_save = True  # a request to stop need not wait for a download
         position = self._checkpoints.load_newest(self._engine, self._fingerprint, parent=parent)
         start = position.step if position else 0
         if start:
@@ -141,6 +142,7 @@ class Trainer:
             self._checkpoints.finish()  # an upload may be owed
             return True
         stream = self._open_stream(start, position)
+        self._stop.nothing_to_save = False
         self._hang.start()
         try:
             spent = self._loop(stream, start)
@@ -148,6 +150,7 @@ class Trainer:
             self._hang.close()
             stream.close()
             self._checkpoints.close()
+        self._stop.nothing_to_save = spent  # what is left is an upload, which the next attempt makes
         self._checkpoints.finish(stopped=not spent)
         return spent
 
@@ -179,9 +182,10 @@ class Trainer:
                 self._throughput.add(done.seconds, done.wait_seconds)
                 if log is not None:
                     self._record(log, done)
+                self._hang.stepped()
                 if done.stop or self._lengths.saves_at(step):
                     self._save(step, log)
-                self._hang.stepped()
+                    self._hang.stepped()  # a slow disk is no hang
                 if step == start + 1:
                     self._began(done)
                 if done.stop and step < self._lengths.total_steps:

@@ -4,8 +4,8 @@
 
 Runs the sweep twice: once undisturbed, once with `--kills` SIGKILLs. Each is one of
 - anytime: controller and every process it started, at a random time after the start, also while they start;
-- training: the same, a random moment after new steps were made;
-- save: the same, while a checkpoint is being written;
+- training: the same, after a random number of new steps;
+- save: the same, while the next checkpoint is being written;
 - one rank: a single rank; the others and the controller must notice.
 After each of the first three, `orchestrate resume` is typed. In the end, for each trial: metrics.jsonl has every step
 exactly once, batches and losses are the same, and the final weights are byte-identical.
@@ -40,13 +40,14 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--runs", type=Path, default=Path("runs/kill_and_resume"), help="holds both runs; reused")
-    parser.add_argument("--longest", type=float, default=15.0, help="seconds before a kill at any time")
+    parser.add_argument("--longest", type=float, default=15.0, help="seconds from a start to a kill at any time")
+    parser.add_argument("--steps", type=int, default=40, help="steps from a start to a kill of another kind")
     options = parser.parse_args()
     quiet, disturbed = options.runs.resolve() / "undisturbed", options.runs.resolve() / "disturbed"
     subprocess.run(sweep_command(options.sweep, options.cluster, quiet), check=True)
     rng = random.Random(options.seed)
     disturbance = Disturbance(options.sweep, options.cluster, disturbed, rng)
-    kills = disturbance.run(rng.choices(KINDS, k=options.kills), longest=options.longest)
+    kills = disturbance.run(rng.choices(KINDS, k=options.kills), longest=options.longest, steps=options.steps)
     rows = compare(quiet, disturbed)
     for row in rows:
         print(json.dumps(row))
@@ -76,13 +77,13 @@ class Disturbance:
         self._sweep, self._cluster, self._runs, self._rng = sweep, cluster, runs, rng
         self.cut_saves = 0
 
-    def run(self, kinds: Sequence[str], *, longest: float, after: float = 3.0) -> Counter[str]:
+    def run(self, kinds: Sequence[str], *, longest: float, steps: int) -> Counter[str]:
         """Run to the end through kills of these kinds, one after the other.
 
         Args:
             kinds: of the kills.
             longest: seconds from a start to a kill at any time, at most.
-            after: seconds from a sign of training to a kill, at most.
+            steps: optimizer steps from a start to a kill of another kind, at most.
 
         Returns:
             How many kills of each kind there was time for.
@@ -90,7 +91,7 @@ class Disturbance:
         done: Counter[str] = Counter()
         controller = subprocess.Popen(sweep_command(self._sweep, self._cluster, self._runs))
         for kind in kinds:
-            while not self._wait_for_moment(kind, controller, longest if kind == "anytime" else after):
+            while not self._wait_for_moment(kind, controller, longest, steps):
                 if controller.poll() == 0:
                     return done
                 controller = self._resume(controller)
@@ -111,10 +112,10 @@ class Disturbance:
         again = resume_command(self._sweep, self._runs)
         return subprocess.Popen(again if started else sweep_command(self._sweep, self._cluster, self._runs))
 
-    def _wait_for_moment(self, kind: str, controller: "subprocess.Popen[bytes]", seconds: float) -> bool:
+    def _wait_for_moment(self, kind: str, controller: "subprocess.Popen[bytes]", longest: float, steps: int) -> bool:
         """Wait for a moment of a kind; tell whether the sweep still runs then."""
 
-        def until(condition: Callable[[], bool], patience: float) -> bool:
+        def until(condition: Callable[[], bool], patience: float = PATIENCE_SECONDS) -> bool:
             ends = time.monotonic() + patience
             while controller.poll() is None and time.monotonic() < ends:
                 if condition():
@@ -122,14 +123,14 @@ class Disturbance:
                 time.sleep(0.0005)
             return False
 
-        if kind != "anytime":
-            before = logged_bytes(self._runs)
-            if not until(lambda: logged_bytes(self._runs) != before, PATIENCE_SECONDS):
-                return False
-        if kind == "save":
-            return until(lambda: bool(unfinished_saves(self._runs)), PATIENCE_SECONDS)
-        until(lambda: False, self._rng.uniform(0, seconds))
-        return controller.poll() is None
+        if kind == "anytime":
+            until(lambda: False, self._rng.uniform(0, longest))
+            return controller.poll() is None
+        log = Growth(self._runs)
+        lines = self._rng.randint(1, steps)
+        if not until(lambda: log.new_lines() >= lines):
+            return False
+        return kind != "save" or until(lambda: bool(unfinished_saves(self._runs)))
 
     def _kill_all(self, controller: "subprocess.Popen[bytes]") -> int:
         """SIGKILL the controller and every process that works below `runs`; half the time supervisors are spared."""
@@ -156,9 +157,23 @@ def kill(pid: int) -> int:
     return 0
 
 
-def logged_bytes(runs: Path) -> int:
-    """Size of all step logs: it changes with every step."""
-    return sum(path.stat().st_size for path in runs.glob("trials/*/metrics.jsonl"))
+class Growth:
+    """How many steps were logged since this began to look."""
+
+    def __init__(self, runs: Path) -> None:
+        self._runs = runs
+        self._lines = 0
+        self._sizes = self._look()
+
+    def new_lines(self) -> int:
+        """Count them; a resume cuts steps off, which does not count."""
+        sizes = self._look()
+        self._lines += sum(size > self._sizes.get(path, 0) for path, size in sizes.items())
+        self._sizes = sizes
+        return self._lines
+
+    def _look(self) -> dict[Path, int]:
+        return {path: path.stat().st_size for path in self._runs.glob("trials/*/metrics.jsonl")}
 
 
 def unfinished_saves(runs: Path) -> list[str]:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
+from safetensors.torch import load_file
 
 from orchestrate.config.run import RunConfig, parse_run
 from orchestrate.data.index import dataset_identity
@@ -77,3 +78,13 @@ def test_batches_and_loss_go_on_through_other_numbers_of_ranks(
     assert [step["batch"] for step in log] == [step["batch"] for step in undisturbed]
     # Sums over other ranks round differently by 1e-7 of the loss, which 60 steps of AdamW amplify to about 1e-4.
     assert [step["loss"] for step in log] == pytest.approx([step["loss"] for step in undisturbed], rel=1e-3)
+
+
+def test_training_in_parts_ends_with_whole_weights_and_scores(sweep_file: Path, tmp_path: Path) -> None:
+    run = made_run(tmp_path, sweep_file, zero_stage=3)
+    assert work(run, 2) == 0
+    weights = load_file(run.weights_file)
+    values = yaml.safe_load(run.config_file.read_text())
+    assert values["system"]["zero_stage"] == 3
+    assert {name for name, value in weights.items() if value.numel() == 0} == set()
+    assert run.done_file.exists()

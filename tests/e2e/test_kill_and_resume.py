@@ -36,7 +36,7 @@ def test_killed_sweep_ends_byte_identical_to_an_undisturbed_one(datasets: Path, 
     quiet, disturbed = tmp_path / "undisturbed", tmp_path / "disturbed"
     orchestrate("sweep", sweep, "--cluster", cluster, "--runs", quiet)
     disturbance = Disturbance(sweep, cluster, disturbed, random.Random(0))
-    kills = disturbance.run(["training", "save", "one rank", "anytime"], longest=8.0, after=0.5)
+    kills = disturbance.run(["training", "save", "one rank", "anytime"], longest=8.0, steps=20)
     assert set(kills) == set(KINDS)
     rows = compare(quiet, disturbed)
     assert len(rows) == 2
