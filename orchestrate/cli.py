@@ -258,7 +258,10 @@ def resume(
         typer.Option(metavar="LENGTH", help="Train on to this longer budget, such as 30ep, as trials of a new sweep."),
     ] = "",
     zero_stage: Annotated[
-        int | None, typer.Option(min=0, max=3, help="Go on with this ZeRO stage; the numbers stay the same.")
+        int | None,
+        typer.Option(
+            min=0, max=3, help="Go on with this ZeRO stage; the numbers stay, up to rounding on more than two ranks."
+        ),
     ] = None,
     cluster: Annotated[
         Path | None,

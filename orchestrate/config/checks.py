@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from orchestrate.config.budget import Budget
-from orchestrate.config.load import Problem, suggestion
+from orchestrate.config.load import Key, Problem, suggestion
 from orchestrate.config.train import StepConfig, WsdConfig
 
 if TYPE_CHECKING:
@@ -107,6 +107,33 @@ def _schedule_problems(config: RunConfig) -> Iterator[Problem]:
         elif _share(milestones[-1], budget) >= 1:
             reason = f"is not before the end of the budget of {budget}; write an earlier one, or a part such as 80%"
             yield Problem((*at, "milestones", len(milestones) - 1), str(milestones[-1]), reason)
+
+
+def step_problems(config: RunConfig, num_samples: int) -> list[Problem]:
+    """Find lengths that do not fit the budget, which in different units only shows with the size of the dataset."""
+    train, optim = config.train, config.optim
+    size = {"num_samples": num_samples, "global_batch": train.global_batch}
+    total = train.budget.steps(**size)
+    lengths: dict[Key, Budget] = {
+        ("train", "warmup"): train.warmup,
+        ("optim", "freeze_last_layer"): optim.freeze_last_layer,
+    }
+    if isinstance(train.schedule, StepConfig):
+        last = len(train.schedule.milestones) - 1
+        lengths["train", "schedule", "milestones", last] = train.schedule.milestones[last]
+    of_budget = f"of the {total} steps of the budget of {train.budget}; write less, or a part such as 10%"
+    problems = []
+    for key, length in lengths.items():
+        steps = length.steps(**size, whole=total)
+        if length.unit != "%" and steps and steps >= total:  # a part of few steps may be rounded to all
+            problems.append(Problem(key, str(length), f"takes {steps} {of_budget}"))
+    if not problems and isinstance(train.schedule, WsdConfig):
+        decay = train.schedule.decay
+        steps = decay.steps(**size, whole=total) + train.warmup.steps(**size, whole=total)
+        if steps > total + 1:  # both may be rounded up
+            reason = f"takes, with a warm-up of {train.warmup}, {steps} {of_budget}"
+            problems.append(Problem(("train", "schedule", "decay"), str(decay), reason))
+    return problems
 
 
 def _share(length: Budget, budget: Budget) -> float:

@@ -32,6 +32,8 @@ def construction_problems(config: RunConfig) -> list[Problem]:
         return problems
     if reason := _method_refusal(backbone.name, backbone.stem, method.name, json.dumps(method.params, sort_keys=True)):
         return [Problem(("method",), method.name, f"cannot be built on {backbone.name}: {reason}")]
+    if problems := _sharding_problems(config):
+        return problems
     if reason := _batch_refusal(config, num_views=len(views)):
         return [Problem(("method",), method.name, reason)]
     return []
@@ -78,14 +80,27 @@ def _method_refusal(backbone: str, stem: Any, name: str, params: str) -> str:
     return _refusal(partial(_method, backbone, stem, name, params))
 
 
+def _sharding_problems(config: RunConfig) -> list[Problem]:
+    """Refuse parameters that ZeRO 3 would not gather: it watches the tensors that modules below the method return."""
+    if config.system.zero_stage != 3:
+        return []
+    own: list[str] = []
+    _refusal(lambda: own.extend(name for name, _ in _method_of(config).named_parameters(recurse=False)))
+    if not own:
+        return []
+    reason = f"{own[0]} belongs to {type(_method_of(config)).__name__} itself, for which ZeRO 3 does not gather it"
+    advice = "put it into a submodule, or write `zero_stage: 2`"
+    return [Problem(("system", "zero_stage"), 3, f"{reason}; {advice}")]
+
+
 def _batch_refusal(config: RunConfig, *, num_views: int) -> str:
-    backbone, params = config.backbone, json.dumps(config.method.params, sort_keys=True)
+    batch = config.train.global_batch
+    return _refusal(lambda: _method_of(config).check_batches(num_views=num_views, global_batch=batch))
 
-    def check() -> None:
-        method = _method(backbone.name, backbone.stem, config.method.name, params)
-        method.check_batches(num_views=num_views, global_batch=config.train.global_batch)
 
-    return _refusal(check)
+def _method_of(config: RunConfig) -> Any:
+    backbone, method = config.backbone, config.method
+    return _method(backbone.name, backbone.stem, method.name, json.dumps(method.params, sort_keys=True))
 
 
 @cache

@@ -15,6 +15,7 @@ from typing import Any
 import orchestrate
 from orchestrate.checkpoint_files import find_damage, find_gap, list_checkpoints, name_of, read_manifest
 from orchestrate.config.budget import Budget
+from orchestrate.config.construction import construction_problems
 from orchestrate.config.load import dotted
 from orchestrate.config.run import RunConfig, parse_run
 from orchestrate.errors import ConfigError, RunDirError
@@ -99,16 +100,31 @@ def _child(trial: TrialEntry, length: Budget, runs: Path, seen: Observed) -> Tri
     manifest = read_manifest(path) if path else None
     if manifest is None:
         raise RunDirError(f"{trial.label}: no whole checkpoint in {folder}; resume it without --budget first")
-    batch, num_samples = int(trial.config["train"]["global_batch"]), int(manifest["order"]["num_samples"])
-    step, total = int(manifest["step"]), length.steps(num_samples=num_samples, global_batch=batch)
-    if str(length) == trial.config["train"]["budget"]:
-        raise RunDirError(f"{trial.label}: {length} is its budget already; resume it without --budget")
-    if total <= step:
-        done = f"{step:,} are done ({step * batch / num_samples:.4g}ep)"
-        raise RunDirError(f"{trial.label}: --budget {length} is {total:,} steps, {done}; write a longer one")
+    step, owner = int(manifest["step"]), manifest["fingerprint"]
+    if owner != trial.id:
+        found = f"has no checkpoint of its own, its newest is step {step:,} of trial {owner}"
+        advice = f"resume it without --budget first, or `orchestrate resume {owner[:8]} --budget {length}`"
+        raise RunDirError(f"{trial.label}: {found}; {advice}")
+    total = _longer_total(trial, length, step, num_samples=int(manifest["order"]["num_samples"]))
     config = _config_of_child(trial, length, step)
     assignment = {**trial.assignment, "train.budget": str(length)}
     return TrialEntry(config.fingerprint(), assignment, config.model_dump(mode="json"), total)
+
+
+def _longer_total(trial: TrialEntry, length: Budget, step: int, *, num_samples: int) -> int:
+    """Return the steps of a budget, which must be more than are done and than the trial would make by itself."""
+    batch, old = int(trial.config["train"]["global_batch"]), trial.config["train"]["budget"]
+    total = length.steps(num_samples=num_samples, global_batch=batch)
+    if str(length) == old:
+        raise RunDirError(f"{trial.label}: {length} is its budget already; resume it without --budget")
+    problem = ""
+    if total <= step:
+        problem = f"{step:,} are done ({step * batch / num_samples:.4g}ep)"
+    elif total <= trial.total_steps:
+        problem = f"the budget of {old} is {trial.total_steps:,}"
+    if problem:
+        raise RunDirError(f"{trial.label}: --budget {length} is {total:,} steps, {problem}; write a longer one")
+    return total
 
 
 def _config_of_child(trial: TrialEntry, length: Budget, step: int) -> RunConfig:
@@ -118,9 +134,11 @@ def _config_of_child(trial: TrialEntry, length: Budget, step: int) -> RunConfig:
     return _checked(trial, values)
 
 
-def _checked(trial: TrialEntry, values: Mapping[str, Any]) -> RunConfig:
+def _checked(trial: TrialEntry, values: Mapping[str, Any], *, build: bool = False) -> RunConfig:
     config, problems = parse_run(values)
-    if config is None:
+    if config is not None and build:
+        problems = construction_problems(config)
+    if config is None or problems:
         lines = [f"{trial.label}: {dotted(problem.key)}: {problem.value}: {problem.reason}" for problem in problems]
         raise ConfigError("\n".join(lines))
     return config
@@ -145,7 +163,7 @@ def at_zero_stage(target: Target, stage: int, observed: Mapping[str, Observed]) 
 def _at_zero_stage(trial: TrialEntry, stage: int) -> TrialEntry:
     values = copy.deepcopy(trial.config)
     values["system"]["zero_stage"] = stage
-    return replace(trial, config=_checked(trial, values).model_dump(mode="json"))
+    return replace(trial, config=_checked(trial, values, build=True).model_dump(mode="json"))
 
 
 def parent_of(trial: TrialEntry) -> str:
@@ -159,11 +177,10 @@ def first_step(trial: TrialEntry) -> int:
 
 
 def missing_beginning(runs: Path, trial: TrialEntry) -> str:
-    """Say why a trial has nothing to begin from; empty if it has, or begins afresh."""
-    if not _needs_beginning(runs, trial):
+    """Say why a trial has nothing to begin from; empty if it has, may have at its URL, or begins afresh."""
+    if not _needs_beginning(runs, trial) or trial.config["system"].get("checkpoint_url"):
         return ""
-    path = _origin(runs, trial)
-    gap = find_gap(path)
+    path, gap = origin_of(runs, trial), _gap_of_origin(runs, trial)
     return f"{trial.label}: continues trial {parent_of(trial)}, but {path}: {gap}" if gap else ""
 
 
@@ -171,12 +188,21 @@ def _needs_beginning(runs: Path, trial: TrialEntry) -> bool:
     return bool(parent_of(trial)) and not list_checkpoints(run_dir_of(runs, trial.id).checkpoints)
 
 
-def _origin(runs: Path, trial: TrialEntry) -> Path:
+def _gap_of_origin(runs: Path, trial: TrialEntry) -> str:
+    path = origin_of(runs, trial)
+    owner = (read_manifest(path) or {}).get("fingerprint", parent_of(trial))
+    return f"is of trial {owner}" if owner != parent_of(trial) else find_gap(path)
+
+
+def origin_of(runs: Path, trial: TrialEntry) -> Path:
+    """Return the folder of the checkpoint that a child begins from, in the RunDir of its parent."""
     return run_dir_of(runs, parent_of(trial)).checkpoints / name_of(first_step(trial))
 
 
 def bring_beginning(runs: Path, trial: TrialEntry) -> None:
     """Give a trial the checkpoint that it begins from and the metrics of the steps before, unless it has one already.
+
+    A trial that keeps its checkpoints at a URL as well may do without: the worker looks there.
 
     Raises:
         RunDirError: the checkpoint is gone.
@@ -188,14 +214,21 @@ def bring_beginning(runs: Path, trial: TrialEntry) -> None:
         raise RunDirError(problem)
     run = run_dir_of(runs, trial.id)
     _copy_metrics(run_dir_of(runs, parent_of(trial)), run, last_step=first_step(trial))
-    _copy_checkpoint(_origin(runs, trial), run.checkpoints)  # last: it says that all is there
+    if not _gap_of_origin(runs, trial):
+        _copy_checkpoint(origin_of(runs, trial), run.checkpoints)  # last: it says that all is there
 
 
 def _copy_metrics(parent: RunDir, child: RunDir, *, last_step: int) -> None:
-    lines = parent.metrics_file.read_text().splitlines(keepends=True) if parent.metrics_file.exists() else []
-    # The last line of a killed worker may be torn.
-    whole = [line for line in lines if line.startswith("{") and line.endswith("}\n")]
-    write_text(child.metrics_file, "".join(line for line in whole if json.loads(line)["step"] <= last_step))
+    """Give a child its parent's metrics, unless it has more: it trained before, and its checkpoints were lost."""
+    lines = [line for line in _whole_lines(parent) if json.loads(line)["step"] <= last_step]
+    if len(lines) > len(_whole_lines(child)):
+        write_text(child.metrics_file, "".join(lines))
+
+
+def _whole_lines(run: RunDir) -> list[str]:
+    """Read the metrics of a trial; the last line of a killed worker may be torn."""
+    lines = run.metrics_file.read_text().splitlines(keepends=True) if run.metrics_file.exists() else []
+    return [line for line in lines if line.startswith("{") and line.endswith("}\n")]
 
 
 def _copy_checkpoint(origin: Path, folder: Path) -> None:

@@ -14,7 +14,7 @@ from orchestrate.config.load import suggestion
 from orchestrate.config.run import METHODS, PROBES, load_run
 from orchestrate.errors import ConfigError, DataError, RunDirError
 from orchestrate.launchers.base import Launcher
-from orchestrate.sweep.continuation import missing_beginning
+from orchestrate.sweep.continuation import missing_beginning, origin_of, parent_of
 from orchestrate.sweep.observe import done_record, run_dir_of
 from orchestrate.sweep.record import SweepRecord, TrialEntry, counted
 from ssl_methods import plugins
@@ -121,7 +121,10 @@ def _rank_problems(record: SweepRecord, runs: Path, trials: Iterable[TrialEntry]
     """Find trials whose numbers would change with the number of ranks that goes on with them."""
     for trial in trials:
         plugin: Any = plugins.load(METHODS, trial.config["method"]["name"])
-        manifests = (read_manifest(path) for path in list_checkpoints(run_dir_of(runs, trial.id).checkpoints))
+        paths = list_checkpoints(run_dir_of(runs, trial.id).checkpoints)
+        if parent_of(trial):
+            paths.append(origin_of(runs, trial))  # of which a child without checkpoints gets a copy
+        manifests = map(read_manifest, paths)
         before = next((manifest["world_size"] for manifest in manifests if manifest), record.ranks)
         if before != record.ranks and plugin.rank_bound and not trial.config["system"].get("elastic"):
             yield (

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from itertools import product, zip_longest
 from typing import Any
 
+from orchestrate.config.checks import step_problems
 from orchestrate.config.construction import construction_problems
 from orchestrate.config.load import Document, Key, Problem
 from orchestrate.config.run import RunConfig, parse_run
@@ -168,7 +169,7 @@ def pin(config: RunConfig, identity: DatasetIdentity) -> tuple[RunConfig, int, l
         num_samples = size if split == "train" else num_samples
     problems.extend(_order_problems(config, classes.get("train", ()), classes.get("val", ())))
     if num_samples:
-        problems.extend(_warmup_problems(config, num_samples))
+        problems.extend(step_problems(config, num_samples))
     return config.model_copy(update={"data": config.data.model_copy(update=digests)}), num_samples, problems
 
 
@@ -197,18 +198,6 @@ def _order_problems(config: RunConfig, train: tuple[str, ...], val: tuple[str, .
         f"{found}; pack it with `orchestrate data pack SOURCE {config.data.val} --classes-from {config.data.train}`"
     )
     return [Problem(("data", "val"), config.data.val, reason)]
-
-
-def _warmup_problems(config: RunConfig, num_samples: int) -> list[Problem]:
-    train = config.train
-    if train.warmup.unit == "%":
-        return []
-    budget = train.budget.steps(num_samples=num_samples, global_batch=train.global_batch)
-    warmup = train.warmup.steps(num_samples=num_samples, global_batch=train.global_batch)
-    if warmup < budget or not warmup:
-        return []
-    reason = f"takes {warmup} of the {budget} steps of the budget of {train.budget}; write less, or a part such as 10%"
-    return [Problem(("train", "warmup"), str(train.warmup), reason)]
 
 
 def _repeated(document: Document, trials: list[Trial]) -> list[str]:

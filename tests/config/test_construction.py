@@ -75,3 +75,12 @@ def test_queue_that_the_global_batch_does_not_divide_is_refused_with_a_size_that
     (problem,) = problems({"name": "tiny_resnet"}, 28, name="moco", queue_size=60)
     assert problem.key == ("method",)
     assert "60 is no multiple of the global batch of 8; write 56" in problem.reason
+
+
+def test_zero_stage_3_of_a_method_with_own_parameters_is_refused(bare_method: str) -> None:
+    backbone = {"name": "tiny_resnet"}
+    assert problems(backbone, 28, name=bare_method, system={"zero_stage": 2}) == []
+    (problem,) = problems(backbone, 28, name=bare_method, system={"zero_stage": 3})
+    assert (problem.key, problem.value) == (("system", "zero_stage"), 3)
+    assert "scale belongs to Bare itself, for which ZeRO 3 does not gather it" in problem.reason
+    assert problems(backbone, 28, system={"zero_stage": 3}) == []

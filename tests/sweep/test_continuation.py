@@ -1,12 +1,13 @@
 """Trials taken further than they were planned, and trained otherwise."""
 
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from orchestrate.checkpoint_files import find_damage
+from orchestrate.checkpoint_files import find_damage, list_checkpoints
 from orchestrate.config.run import load_run
 from orchestrate.errors import ConfigError, RunDirError
 from orchestrate.sweep.continuation import at_zero_stage, bring_beginning, extended, missing_beginning
@@ -120,6 +121,45 @@ def test_budget_that_is_not_longer_than_what_is_done_is_told_with_the_numbers(ru
         extend(runs, record, "1.0ep")
 
 
+@pytest.mark.parametrize(
+    ("budget", "told"),
+    [
+        ("8step", "--budget 8step is 8 steps, the budget of 1ep is 10; write a longer one"),
+        ("80img", "--budget 80img is 10 steps, the budget of 1ep is 10; write a longer one"),
+    ],
+)
+def test_budget_that_is_not_longer_than_the_old_one_is_told_with_the_numbers(
+    budget: str, told: str, runs: Path, record: SweepRecord
+) -> None:
+    write_checkpoint(runs / "trials" / record.trials[0].id, 4)
+    with pytest.raises(RunDirError, match=told):
+        extend(runs, record, budget, record.trials[:1])
+
+
+def test_child_that_made_no_step_of_its_own_is_not_taken_further(runs: Path, record: SweepRecord) -> None:
+    parent = record.trials[0]
+    write_checkpoint(runs / "trials" / parent.id, 4)
+    first = extend(runs, record, "2ep", [parent])
+    (child,) = first.trials
+    prepare_run_dir(runs, child)
+    with pytest.raises(RunDirError) as error:
+        extend(runs, first.record, "3ep")
+    assert f"{child.label}: has no checkpoint of its own, its newest is step 4 of trial {parent.id}" in str(error.value)
+    assert f"resume it without --budget first, or `orchestrate resume {parent.id[:8]} --budget 3ep`" in str(error.value)
+    write_checkpoint(runs / "trials" / child.id, 8)
+    (grandchild,) = extend(runs, first.record, "3ep").trials
+    assert grandchild.config["continues"] == {"trial": child.id, "step": 8}
+
+
+def test_checkpoint_of_another_trial_is_no_beginning(runs: Path, record: SweepRecord) -> None:
+    parent, other = record.trials
+    path = write_checkpoint(runs / "trials" / parent.id, 4)
+    (child,) = extend(runs, record, "2ep", [parent]).trials
+    shutil.rmtree(path)
+    shutil.copytree(write_checkpoint(runs / "trials" / other.id, 4), path)
+    assert f"but {path}: is of trial {other.id}" in missing_beginning(runs, child)
+
+
 @pytest.mark.parametrize(("budget", "reason"), [("soon", "not an amount"), ("2gpuh", "needs a length in ep, img or")])
 def test_budget_that_is_no_length_is_refused(runs: Path, record: SweepRecord, budget: str, reason: str) -> None:
     with pytest.raises(ConfigError, match=f"--budget: '{budget}': {reason}"):
@@ -163,6 +203,35 @@ def test_lost_checkpoint_of_the_parent_is_told_before_anything_starts(runs: Path
         bring_beginning(runs, target.trials[0])
 
 
+def test_metrics_of_a_child_that_lost_its_checkpoints_stay(runs: Path, record: SweepRecord) -> None:
+    write_checkpoint(runs / "trials" / record.trials[0].id, 4)
+    (child,) = extend(runs, record, "2ep", record.trials[:1]).trials
+    prepare_run_dir(runs, child)
+    run = run_dir_of(runs, child.id)
+    write_checkpoint(run.path, 12)
+    shutil.rmtree(run.checkpoints)
+    prepare_run_dir(runs, child)
+    assert [path.name for path in list_checkpoints(run.checkpoints)] == ["step-00000004"]
+    assert steps_in(run.path) == list(range(1, 13))
+
+
+def test_child_with_checkpoints_at_a_url_starts_although_the_local_ones_are_gone(runs: Path, tmp_path: Path) -> None:
+    file = write_sweep(tmp_path, seeds=(0,))
+    file.write_text(file.read_text().replace("workers: 1", f"workers: 1, checkpoint_url: 'file://{tmp_path}/kept'"))
+    record = record_of(file)
+    checkpoint = write_checkpoint(runs / "trials" / record.trials[0].id, 4)
+    (child,) = extend(runs, record, "2ep").trials
+    prepare_run_dir(runs, child)
+    run = run_dir_of(runs, child.id)
+    write_checkpoint(run.path, 12)
+    shutil.rmtree(run.checkpoints)
+    shutil.rmtree(checkpoint)
+    assert missing_beginning(runs, child) == ""
+    prepare_run_dir(runs, child)
+    assert list_checkpoints(run.checkpoints) == []
+    assert steps_in(run.path) == list(range(1, 13))
+
+
 def test_sweep_of_children_is_trained_and_explained_as_any_other(runs: Path, record: SweepRecord) -> None:
     for trial in record.trials:
         write_checkpoint(runs / "trials" / trial.id, 10)
@@ -201,3 +270,11 @@ def test_zero_stage_that_cannot_be_is_refused_with_its_reason(runs: Path, tmp_pa
     record = record_of(file)
     with pytest.raises(ConfigError, match=r"system\.zero_stage: 1: plain DDP has no ZeRO"):
         at_zero_stage(Target(record, record.trials, whole=True), 1, {})
+
+
+def test_zero_stage_3_of_a_method_with_own_parameters_is_refused(runs: Path, tmp_path: Path, bare_method: str) -> None:
+    file = write_sweep(tmp_path)
+    file.write_text(file.read_text().replace("name: simclr, embed_dim: 16", f"name: {bare_method}"))
+    record = record_of(file)
+    with pytest.raises(ConfigError, match=r"system\.zero_stage: 3: scale belongs to Bare itself"):
+        at_zero_stage(Target(record, record.trials, whole=True), 3, {})

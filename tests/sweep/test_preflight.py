@@ -5,6 +5,9 @@ import pytest
 
 from orchestrate.errors import ConfigError, DataError
 from orchestrate.evaluation.probes.knn import Knn
+from orchestrate.sweep.continuation import extended
+from orchestrate.sweep.find import Target
+from orchestrate.sweep.observe import observe
 from orchestrate.sweep.preflight import check_start
 from orchestrate.sweep.record import SweepRecord
 from tests.launchers.jobs import launcher
@@ -115,3 +118,14 @@ def test_method_tied_to_the_rank_count_does_not_go_on_with_another(runs: Path, t
     assert "saved by 4 ranks, the cluster has 2: batch norm sees one rank's part of the batch; start 4 ranks" in told
     file.write_text(file.read_text().replace("workers: 1", "workers: 1, elastic: true"))
     check_start(record_of(file), runs, launcher(runs), check_data=whole)
+
+
+def test_child_without_a_checkpoint_is_tied_to_the_ranks_of_its_parent(runs: Path, tmp_path: Path) -> None:
+    file = write_sweep(tmp_path, seeds=(0,))
+    file.write_text(file.read_text().replace("name: simclr", "name: moco"))
+    record = record_of(file)
+    write_checkpoint(runs / "trials" / record.trial_ids[0], 4, ranks=4)
+    target = Target(record, record.trials, whole=True)
+    observed = observe(runs, record.trial_ids, launcher(runs))
+    children = extended(target, "2ep", runs, observed, command=("orchestrate", "resume")).record
+    assert "saved by 4 ranks, the cluster has 2" in problems(children, runs)

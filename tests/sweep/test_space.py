@@ -45,6 +45,42 @@ def test_warmup_as_long_as_the_budget_is_refused_in_any_unit(tmp_path: Path) -> 
     assert "train.warmup: '10step': takes 10 of the 10 steps of the budget of 1ep; write less" in told
 
 
+DINO: dict[str, Any] = {"method": {"name": "dino"}, "views": {"name": "small_grey", "size": 28}}
+
+
+@pytest.mark.parametrize(
+    ("train", "optim", "told"),
+    [
+        ({"budget": "10step"}, {"freeze_last_layer": "2ep"}, "optim.freeze_last_layer: '2ep': takes 20 of the 10 st"),
+        ({"budget": "10step"}, {"freeze_last_layer": "1ep"}, "optim.freeze_last_layer: '1ep': takes 10 of the 10 st"),
+        (
+            {"budget": "20step", "warmup": "1ep", "schedule": {"name": "wsd", "decay": "1.5ep"}},
+            {},
+            "train.schedule.decay: '1.5ep': takes, with a warm-up of 1ep, 25 of the 20 steps of the budget of 20step",
+        ),
+        (
+            {"budget": "10step", "schedule": {"name": "step", "milestones": ["0.5ep", "1ep"]}},
+            {},
+            "train.schedule.milestones.1: '1ep': takes 10 of the 10 steps of the budget of 10step; write less",
+        ),
+    ],
+)
+def test_lengths_in_other_units_than_the_budget_are_compared_in_steps(
+    train: dict[str, Any], optim: dict[str, Any], told: str, tmp_path: Path
+) -> None:
+    changes = {"train": {"global_batch": 8, **train}, "optim": {"name": "adamw", "lr": 0.001, **optim}}
+    assert told in refused(tmp_path, **DINO, **changes)
+
+
+def test_lengths_that_fill_a_budget_but_for_rounding_pass(tmp_path: Path) -> None:
+    path = write_sweep(tmp_path)
+    values = yaml.safe_load(path.read_text())
+    schedule = {"name": "wsd", "decay": "95%"}  # 14.25 of 15 steps; the warm-up takes 0.75
+    values["base"]["train"] = {"global_batch": 8, "budget": "15step", "warmup": "0.075ep", "schedule": schedule}
+    path.write_text(yaml.safe_dump(values, sort_keys=False))
+    assert len(load_source(path, "sweep", identity=identity).trials) == 2
+
+
 @pytest.mark.parametrize(
     ("space", "told"),
     [
