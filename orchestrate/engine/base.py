@@ -30,10 +30,13 @@ class Engine(Protocol):
         Returns:
             What to log, equal on every rank: `grad_norm` if gradients are clipped or fp16; `loss_scale` and `skipped`
             (1 if gradients overflowed and nothing moved) if fp16.
+
+        Raises:
+            DivergedError: on every rank: fp16 gradients overflow whatever the loss scale is.
         """
 
     def optimizer_state(self) -> OptimizerState:
-        """Return the whole optimizer state; every rank must call it if the engine is sharded.
+        """Return the whole optimizer state; if the engine is sharded, every rank must call it, and only rank 0 gets it.
 
         A layer that is held still has none. Tensors may be the optimizer's own: copy what must outlive the next step.
         """

@@ -7,7 +7,7 @@ load    rank 0 reads the newest checkpoint that is whole and sends it to the oth
 The files are described in `orchestrate.checkpoint_files`.
 """
 
-import time
+import errno
 import traceback
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -50,7 +50,7 @@ class Position:
         samples_seen: images consumed.
         fingerprint: of the trial.
         order: the numbers that fix the order of samples.
-        facts: what the schedules were, for people and checks.
+        facts: what the schedules were, for people.
     """
 
     step: int
@@ -69,9 +69,6 @@ class CheckpointStore:
         url: where they are kept as well, as `s3://bucket/runs`; empty for nowhere.
         asynchronous: write while the training goes on.
         elastic: let another number of ranks go on with a method that is tied to it.
-
-    Attributes:
-        stall_seconds: for how long the last save kept this rank from training.
     """
 
     def __init__(
@@ -91,7 +88,6 @@ class CheckpointStore:
         self._buffers = SnapshotBuffers(ranks.device)
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="checkpoint-writer")
         self._writing: Future[None] | None = None
-        self.stall_seconds = 0.0
 
     def save(self, engine: Engine, position: Position, *, milestone: bool = False) -> None:
         """Save the state of a training; every rank must call it.
@@ -103,7 +99,6 @@ class CheckpointStore:
             CheckpointError: this write, or the one before, failed; what was there before is untouched.
             DivergedError: a number of the state is not finite, so that nothing was written.
         """
-        began = time.perf_counter()
         random_states = self._ranks.gather_to_main(random_state(self._ranks))
         optimizer = flatten(engine.optimizer_state() if engine.sharded or self._ranks.is_main else {})
         with engine.whole():
@@ -114,7 +109,6 @@ class CheckpointStore:
                 self._writing = self._executor.submit(self._write, self._buffers.copy(files), facts)
         if not self._asynchronous:
             self._ranks.on_main(self._await_write)
-        self.stall_seconds = time.perf_counter() - began
 
     def _refuse(self, files: Mapping[str, Mapping[str, Tensor]], step: int) -> None:
         """Raise what stands against a save: the write before failed, or the state is spoilt."""
@@ -163,7 +157,7 @@ class CheckpointStore:
         return "" if error is None else self._told(error)
 
     def _told(self, error: BaseException) -> str:
-        return f"{self._folder}: cannot write a checkpoint: {error}; free space and resume"
+        return f"{self._folder}: cannot write a checkpoint: {error}; {_advice(error)}"
 
     def _await_write(self) -> None:
         writing, self._writing = self._writing, None
@@ -249,6 +243,13 @@ class CheckpointStore:
 
     def _from_main(self, path: Path) -> dict[str, Tensor]:
         return self._ranks.tensors_from_main(load_file(path) if self._ranks.is_main else {})
+
+
+def _advice(error: BaseException) -> str:
+    if not isinstance(error, OSError):
+        return "a fault of this program, see the traceback"
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    return "free space and resume" if full else "mend that and resume"
 
 
 def _ranks(number: int) -> str:

@@ -74,4 +74,7 @@ def averaging(module: nn.Module) -> DistributedDataParallel:
     known = inspect.signature(DistributedDataParallel).parameters
     option = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"  # its name before 2.14
     options: dict[str, Any] = {option: False}
-    return DistributedDataParallel(module, gradient_as_bucket_view=True, **options)
+    # Without find_unused_parameters, DDP packs its buckets anew after the first backward pass, in the order in which
+    # gradients came. A resume would begin with the first packing again, and sums of over two ranks round by packing.
+    # With it, a parameter may also be without gradient in a step; torch warns once that it may be needless.
+    return DistributedDataParallel(module, gradient_as_bucket_view=True, find_unused_parameters=True, **options)

@@ -114,7 +114,7 @@ class DeepSpeedEngine:
         return facts
 
     def optimizer_state(self) -> OptimizerState:
-        """Return the whole optimizer state; under ZeRO the ranks' parts are gathered."""
+        """Return the whole optimizer state; under ZeRO 1 to 3 rank 0 gathers it and the others return nothing."""
         return self._layout.optimizer_state()
 
     def load_optimizer_state(self, state: OptimizerState) -> None:

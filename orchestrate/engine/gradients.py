@@ -15,6 +15,7 @@ from torch import Tensor
 
 from orchestrate.config.optim import LarsConfig, OptimConfig
 from orchestrate.engine.precision import LossScale
+from orchestrate.errors import DivergedError
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,9 @@ class GradientRules:
 
         Returns:
             What to log, equal on every rank. `skipped` is 1 if fp16 gradients overflowed: then take no step.
+
+        Raises:
+            DivergedError: on every rank: fp16 gradients overflowed although the loss scale can fall no further.
         """
         facts: dict[str, float] = {}
         if self._clip != "none" or self._loss_scale.dynamic:
@@ -87,6 +91,10 @@ class GradientRules:
         norms = self._norms(slices, gradients)[0] / scale
         # Of all of them, also of those that are held still: an overflow anywhere asks for a smaller scale.
         overflowed = self._loss_scale.dynamic and not bool(torch.isfinite(norms).all())
+        if overflowed and scale == LossScale.lowest:
+            raise DivergedError(
+                f"gradients are not finite at loss scale {scale:g}, the lowest; use bf16 or lower optim.lr"
+            )
         self._loss_scale.update(overflowed)
         facts = {"loss_scale": scale, "skipped": float(overflowed)} if self._loss_scale.dynamic else {}
         if overflowed:

@@ -26,6 +26,7 @@ class Layout(Protocol):
     def optimizer_state(self) -> OptimizerState:
         """Return the whole optimizer state, less that of layers that are held still.
 
+        Where each rank holds a part, every rank must call it: it is whole on rank 0 and empty on the others.
         Its tensors may be the optimizer's own: copy what must outlive the next step.
         """
 

@@ -38,6 +38,7 @@ class LossScale:
     """
 
     first = 2.0**16
+    lowest = 1.0
     growth_steps = 2000
 
     def __init__(self, *, dynamic: bool) -> None:
@@ -55,7 +56,7 @@ class LossScale:
             return
         self._good_steps = 0 if overflowed else self._good_steps + 1
         if overflowed:
-            self.value = max(1.0, self.value / 2)
+            self.value = max(self.lowest, self.value / 2)
         elif self._good_steps == self.growth_steps:
             self.value, self._good_steps = self.value * 2, 0
 

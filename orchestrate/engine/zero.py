@@ -57,7 +57,7 @@ class PartitionedLayout:
             self._zero.all_grad_tensors[group] = None
 
     def optimizer_state(self) -> OptimizerState:
-        """Gather the ranks' parts of the optimizer state on the CPU."""
+        """Gather the ranks' parts of the optimizer state on the CPU of rank 0; the others return nothing."""
         zero = self._zero
         state: OptimizerState = {}
         for index, (group, part) in enumerate(
@@ -67,7 +67,10 @@ class PartitionedLayout:
             for key, value in values.items():
                 if not torch.is_tensor(value):
                     continue
-                flat = torch.cat(gathered(value)).cpu() if value.shape == part.shape else None
+                parts = gathered(value) if value.shape == part.shape else None
+                if dist.get_rank() != 0:
+                    continue
+                flat = None if parts is None else torch.cat(parts).cpu()
                 for name, parameter, offset in self._places(index):
                     whole = value if flat is None else flat[offset : offset + parameter.numel()].view(parameter.shape)
                     state.setdefault(name, {})[key] = whole.detach().cpu().clone()

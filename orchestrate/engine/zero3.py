@@ -55,13 +55,16 @@ class ScatteredLayout:
         self._zero.averaged_gradients = {}
 
     def optimizer_state(self) -> OptimizerState:
-        """Gather the ranks' parts of the optimizer state on the CPU."""
+        """Gather the ranks' parts of the optimizer state on the CPU of rank 0; the others return nothing."""
         state: OptimizerState = {}
         for index, flat in enumerate(self._zero.fp32_partitioned_groups_flat):
             for key, value in self._zero.optimizer.state.get(flat, {}).items():
                 if not torch.is_tensor(value):
                     continue
-                parts = [part.cpu() for part in gathered(value)] if value.shape == flat.shape else None
+                everywhere = gathered(value) if value.shape == flat.shape else None
+                if dist.get_rank() != 0:
+                    continue
+                parts = None if everywhere is None else [part.cpu() for part in everywhere]
                 for name, parameter, offset in self._places(index):
                     whole = value if parts is None else _joined(parts, parameter, offset)
                     state.setdefault(name, {})[key] = whole.detach().cpu().clone()

@@ -6,12 +6,14 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from threading import Event
 
 import pytest
 import torch
 
 from orchestrate.checkpoint_files import FORMAT, find_damage, sealed
 from orchestrate.engine.base import Engine
+from orchestrate.engine.checkpoint import Position
 from orchestrate.errors import CheckpointError, DivergedError
 from tests.engine.stores import (
     TRIAL,
@@ -249,6 +251,7 @@ def test_read_only_folder_is_an_error_and_can_still_be_read(open_folder: Path, e
     open_folder.chmod(0o755)
     assert result.returncode == 0, result.stderr
     assert "cannot write a checkpoint: [Errno 13] Permission denied" in result.stdout
+    assert result.stdout.endswith("; mend that and resume\n")
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
@@ -265,12 +268,17 @@ def test_state_that_is_not_finite_is_never_saved(tmp_path: Path, engine: Engine,
 
 
 def test_background_write_is_of_the_state_at_the_save(tmp_path: Path, engine: Engine) -> None:
-    store = saved_twice(tmp_path, engine, asynchronous=True)
+    store, other, released = store_of(tmp_path, asynchronous=True), small_engine(), Event()
+    take_steps(engine, 1, 2)
     saved = weights_of(engine)
-    take_steps(engine, 3, 4)
+    store._executor.submit(released.wait, 60)  # the one writer is busy
+    store.save(engine, position(2))
+    losses = take_steps(engine, 3, 4)
+    released.set()
     store.finish()
-    store.load_newest(engine, TRIAL)
-    assert all(torch.equal(weights_of(engine)[name], value) for name, value in saved.items())
+    store.load_newest(other, TRIAL)
+    assert all(torch.equal(weights_of(other)[name], value) for name, value in saved.items())
+    assert take_steps(other, 3, 4) == losses  # so the state of the optimizer is that of the save too
 
 
 def test_full_disk_in_the_background_is_told_and_ends_the_next_save(tmp_path: Path, engine: Engine) -> None:
@@ -300,5 +308,10 @@ def test_failed_background_write_is_told_at_the_end(tmp_path: Path, engine: Engi
     store.finish()
 
 
-def test_stall_of_a_save_is_measured(tmp_path: Path, engine: Engine) -> None:
-    assert saved_twice(tmp_path, engine, asynchronous=True).stall_seconds > 0
+def test_fault_of_this_program_is_not_told_as_one_of_the_disk(
+    tmp_path: Path, engine: Engine, capfd: pytest.CaptureFixture[str]
+) -> None:
+    unwritable = Position(1, 16, TRIAL, {"seed": 0}, {"total_steps": object()})
+    with pytest.raises(CheckpointError, match=r"a fault of this program, see the traceback$"):
+        store_of(tmp_path).save(engine, unwritable)
+    assert "TypeError" in capfd.readouterr().err

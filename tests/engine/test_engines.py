@@ -3,7 +3,6 @@
 Starting ranks costs more than these trainings do, so each test starts them once and tries every case in them.
 """
 
-import copy
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -14,9 +13,20 @@ import torch.distributed as dist
 from orchestrate.engine.base import Engine
 from orchestrate.engine.layout import OptimizerState
 from orchestrate.engine.schedule import LearningRate, Schedules
+from orchestrate.errors import DivergedError
+from ssl_methods.method import StepOutput
 from tests.distributed import run_on_ranks
 from tests.engine.oracle import plain_training
-from tests.engine.trials import TOTAL_STEPS, engine_of, logged_steps, run_config, take_steps, weights_of
+from tests.engine.trials import (
+    TOTAL_STEPS,
+    engine_of,
+    logged_steps,
+    run_config,
+    state_of,
+    take_steps,
+    views_of,
+    weights_of,
+)
 
 Weights = dict[str, torch.Tensor]
 System = dict[str, Any]
@@ -50,7 +60,6 @@ EXACT: list[tuple[str, dict[str, Any], tuple[System, ...]]] = [
     ("adamw", {"precision": "bf16"}, (DDP, ZERO_2)),
     ("sgd", {"method": "moco"}, (ZERO_0, ZERO_1, ZERO_2)),
     ("adamw", {"method": "moco"}, (ZERO_0, ZERO_1, ZERO_2)),
-    ("lars", {"method": "moco"}, (ZERO_0,)),
     ("adamw", {"method": "dino"}, (DDP, ZERO_2)),
 ]
 
@@ -68,7 +77,11 @@ def _compare_with_plain_torch() -> dict[str, tuple[bool, float]]:
 
 def test_every_engine_trains_exactly_as_plain_torch() -> None:
     facts = run_on_ranks(2, _compare_with_plain_torch)[0]
-    assert facts == dict.fromkeys(facts, (True, 0.0))
+    # LARS takes norms in the order in which gradients lie in memory, and a reducer's buckets decide that.
+    layers = {case: difference for case, (_, difference) in facts.items() if case.startswith("lars")}
+    assert max(layers.values()) < 1e-6
+    others = {case: fact for case, fact in facts.items() if case not in layers}
+    assert others == dict.fromkeys(others, (True, 0.0))
 
 
 # What holds up to rounding: norms over ranks are summed in another order, and ZeRO 3 computes with weights that lie at
@@ -83,6 +96,7 @@ ROUNDED: list[tuple[str, dict[str, Any], tuple[System, ...]]] = [
     ("sgd", {"optim": CLIP_EACH}, (DDP, ZERO_1, ZERO_3)),
     ("adamw", {"optim": CLIP}, (DDP, ZERO_2)),
     ("adamw", {"optim": CLIP_EACH}, (ZERO_0, ZERO_2)),
+    ("lars", {"method": "moco"}, WHOLE),  # norms of gradients that lie at other addresses, see above
     ("lars", {}, (ZERO_1, ZERO_2, ZERO_3)),
     ("lars_triplet", {}, (ZERO_1, ZERO_2, ZERO_3)),
     ("lars", {"optim": CLIP}, (DDP, ZERO_2)),
@@ -128,6 +142,29 @@ def test_zero_3_forgets_gradients_that_overflowed() -> None:
     ours, plain, difference = run_on_ranks(2, _skip_under_zero_3)[0]
     assert ours == plain == [1.0, 0.0]
     assert difference < 1e-5  # one step; see above
+
+
+def _overflow_at_scale_1() -> dict[str, str]:
+    errors = {}
+    for system in ALL:
+        engine = engine_of(run_config("sgd", method="simclr", precision="fp16", **system))
+        engine.loss_scale.load({"value": 1.0, "good_steps": 0.0})
+        output = engine.forward(views_of(1), None)
+        infinite = StepOutput(output.loss * float("inf"), output.metrics) if dist.get_rank() == 1 else output
+        try:
+            engine.update(infinite)
+        except DivergedError as error:
+            errors[f"{system}"] = str(error)
+    return errors
+
+
+def test_gradients_that_overflow_at_loss_scale_1_end_the_training_on_every_rank() -> None:
+    first, second = run_on_ranks(2, _overflow_at_scale_1)
+    assert first == second
+    assert list(first) == [f"{system}" for system in ALL]
+    for error in first.values():
+        assert "gradients are not finite at loss scale 1" in error
+        assert error.endswith("use bf16 or lower optim.lr")
 
 
 FIRST_SCALE = 2.0**18  # the queue's loss overflows fp16 twice from here
@@ -212,7 +249,7 @@ def _last_layer_after_a_freeze() -> dict[str, tuple[bool, bool]]:
         name = "head.last_layer.weight"
         before = weights_of(engine)[name]
         take_steps(engine, 1, 2, schedules=frozen)
-        saved = weights_of(engine), copy.deepcopy(engine.optimizer_state())
+        saved = weights_of(engine), state_of(engine)
         stayed = torch.equal(before, saved[0][name]) and name not in saved[1]
         losses = take_steps(engine, 3, 4, schedules=frozen)
         # A new engine has no memory of the freeze at all.
@@ -235,7 +272,7 @@ Saved = tuple[Weights, OptimizerState]
 def _save_after(steps: int, optimizer: str, system: System) -> Saved:
     engine = engine_of(run_config(optimizer, **system))
     take_steps(engine, 1, steps)
-    return weights_of(engine), engine.optimizer_state()
+    return weights_of(engine), state_of(engine)
 
 
 def _go_on(optimizer: str, system: System, saved: Saved, first: int, last: int) -> Saved:
@@ -244,7 +281,7 @@ def _go_on(optimizer: str, system: System, saved: Saved, first: int, last: int) 
         engine.method.load_state_dict(saved[0])
     engine.load_optimizer_state(saved[1])
     take_steps(engine, first, last)
-    return weights_of(engine), engine.optimizer_state()
+    return weights_of(engine), state_of(engine)
 
 
 def _carry_state_between_engines() -> dict[str, float]:
@@ -262,6 +299,44 @@ def _carry_state_between_engines() -> dict[str, float]:
 def test_state_saved_by_one_engine_continues_exactly_in_another() -> None:
     for case, difference in run_on_ranks(2, _carry_state_between_engines)[0].items():
         assert difference <= (1e-4 if str(ZERO_3) in case else 0.0), case  # ZeRO 3 up to rounding; see above
+
+
+def _on_four_ranks() -> dict[str, tuple[float, dict[int, float]]]:
+    """Say of each engine how far a resume is from going on undisturbed, and its first steps from those of DDP."""
+    ddp = {steps: _train(steps, "sgd", DDP)[1] for steps in (1, 3)}
+    facts = {}
+    for system in TWIN:
+        apart = {steps: _largest_difference(_train(steps, "sgd", system)[1], ddp[steps]) for steps in ddp}
+        continued, _ = _go_on("sgd", system, _save_after(3, "sgd", system), 4, 6)
+        facts[f"{system}"] = (_largest_difference(continued, _train(6, "sgd", system)[1]), apart)
+    return facts
+
+
+def test_a_resume_is_exact_and_engines_differ_by_rounding_on_four_ranks() -> None:
+    facts = run_on_ranks(4, _on_four_ranks)[0]
+    assert {system: resumed for system, (resumed, _) in facts.items()} == dict.fromkeys(facts, 0.0)
+    assert facts[f"{ZERO_0}"][1] == facts[f"{DDP}"][1]
+    for system in (ZERO_1, ZERO_2):
+        apart = facts[f"{system}"][1]
+        # On two ranks a + b = b + a, but sums of four round by their order: 1e-7 of weights near 1. Three steps at
+        # most: a small batch doubles a difference at each, and from the fourth on it may turn a ReLU over.
+        assert apart[1] < 1e-6, system
+        assert apart[3] < 1e-5, system
+
+
+def _say_who_holds_state() -> dict[str, bool]:
+    held = {}
+    for system in ALL:
+        engine = engine_of(run_config("adamw", **system))
+        take_steps(engine, 1, 1)
+        held[f"{system}"] = engine.optimizer_state() != {}
+    return held
+
+
+def test_only_rank_0_holds_the_gathered_state_of_a_sharded_engine() -> None:
+    first, second = run_on_ranks(2, _say_who_holds_state)
+    assert first == {f"{system}": True for system in ALL}
+    assert second == {f"{system}": system in WHOLE for system in ALL}
 
 
 MOVED = (("adamw", ZERO_2), ("lars", ZERO_1), ("adamw", ZERO_3))

@@ -7,11 +7,12 @@ import torch.distributed as dist
 from torch import Tensor
 
 from orchestrate.config.run import RunConfig, parse_run
-from orchestrate.engine.base import Engine, build_engine
+from orchestrate.engine.base import Engine, OptimizerState, build_engine
 from orchestrate.engine.methods import build_method
 from orchestrate.engine.optim import set_rates
 from orchestrate.engine.ranks import Ranks
 from orchestrate.engine.schedule import Schedules
+from orchestrate.engine.snapshot import flatten, unflatten
 from ssl_methods.method import Progress
 
 GLOBAL_BATCH = 16
@@ -101,3 +102,9 @@ def weights_of(engine: Engine) -> dict[str, Tensor]:
     """Copy the parameters and buffers of a method, whole."""
     with engine.whole():
         return {name: value.detach().clone() for name, value in engine.method.state_dict().items()}
+
+
+def state_of(engine: Engine) -> OptimizerState:
+    """Copy the whole optimizer state to every rank."""
+    state = this_rank().tensors_from_main(flatten(engine.optimizer_state()))
+    return unflatten({name: value.clone() for name, value in state.items()})
