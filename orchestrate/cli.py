@@ -14,9 +14,8 @@ import typer
 from typer.core import TyperGroup
 
 from orchestrate import wiring
-from orchestrate.data_commands import data_app
-from orchestrate.errors import ConfigError, OrchestrateError, RunDirError
-from orchestrate.options import (
+from orchestrate.cli_data import data_app
+from orchestrate.cli_options import (
     AsJson,
     ClusterFile,
     OldRuns,
@@ -29,6 +28,7 @@ from orchestrate.options import (
     Watch,
     Word,
 )
+from orchestrate.errors import ConfigError, OrchestrateError, RunDirError
 
 # A full disk, a spent quota, a folder of somebody else: the user's to mend, so no traceback.
 _PLACE_IS_BAD = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)

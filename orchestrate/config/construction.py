@@ -84,13 +84,18 @@ def _sharding_problems(config: RunConfig) -> list[Problem]:
     """Refuse parameters that ZeRO 3 would not gather: it watches the tensors that modules below the method return."""
     if config.system.zero_stage != 3:
         return []
-    own: list[str] = []
-    _refusal(lambda: own.extend(name for name, _ in _method_of(config).named_parameters(recurse=False)))
+    found: list[str] = []
+    _refusal(lambda: found.append(own_parameter_problem(_method_of(config))))
+    return [Problem(("system", "zero_stage"), 3, reason) for reason in found if reason]
+
+
+def own_parameter_problem(method: Any) -> str:
+    """Say why ZeRO 3 cannot train a method that holds a parameter itself; empty if it holds none."""
+    own = [name for name, _ in method.named_parameters(recurse=False)]
     if not own:
-        return []
-    reason = f"{own[0]} belongs to {type(_method_of(config)).__name__} itself, for which ZeRO 3 does not gather it"
-    advice = "put it into a submodule, or write `zero_stage: 2`"
-    return [Problem(("system", "zero_stage"), 3, f"{reason}; {advice}")]
+        return ""
+    reason = f"{own[0]} belongs to {type(method).__name__} itself, for which ZeRO 3 does not gather it"
+    return f"{reason}; put it into a submodule, or write `zero_stage: 2`"
 
 
 def _batch_refusal(config: RunConfig, *, num_views: int) -> str:

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from orchestrate.config.run import RunConfig
-from orchestrate.engine.layout import OptimizerState as OptimizerState
+from orchestrate.engine.layout import OptimizerState
 from orchestrate.engine.precision import LossScale
 from orchestrate.engine.ranks import Ranks
 from ssl_methods.method import Method, StepOutput

@@ -20,10 +20,10 @@ from torch import Tensor, nn
 
 from orchestrate.checkpoint_files import name_of
 from orchestrate.engine.base import Engine
-from orchestrate.engine.publish import prune, publish
+from orchestrate.engine.checkpoint_mirror import Mirror
+from orchestrate.engine.checkpoint_publish import prune, publish
+from orchestrate.engine.checkpoint_search import Search
 from orchestrate.engine.ranks import Ranks
-from orchestrate.engine.remote import Mirror
-from orchestrate.engine.search import Search
 from orchestrate.engine.snapshot import (
     Snapshot,
     SnapshotBuffers,

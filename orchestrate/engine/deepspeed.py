@@ -8,6 +8,7 @@ from typing import Any
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from orchestrate.config.construction import own_parameter_problem
 from orchestrate.config.run import RunConfig
 from orchestrate.engine.ddp import averaging
 from orchestrate.engine.gradients import GradientRules
@@ -62,8 +63,8 @@ class DeepSpeedEngine:
     """Train with DeepSpeed, ZeRO stages 0 to 3."""
 
     def __init__(self, config: RunConfig, method: Method, ranks: Ranks) -> None:
-        if config.system.zero_stage == 3:
-            _refuse_own_parameters(method)
+        if config.system.zero_stage == 3 and (problem := own_parameter_problem(method)):
+            raise ConfigError(f"system.zero_stage: 3: {problem}")
         deepspeed = _import_deepspeed(ranks)
         self.method = method
         self.sharded = config.system.zero_stage > 0
@@ -124,14 +125,6 @@ class DeepSpeedEngine:
     def whole(self) -> AbstractContextManager[None]:
         """Hold whole parameters inside."""
         return self._layout.whole()
-
-
-def _refuse_own_parameters(method: Method) -> None:
-    """Refuse what ZeRO 3 would not gather for the backward pass: it watches the tensors that modules return."""
-    own = [name for name, _ in method.named_parameters(recurse=False)]
-    if own:
-        reason = f"{own[0]} belongs to {type(method).__name__} itself, for which ZeRO 3 does not gather it"
-        raise ConfigError(f"system.zero_stage: 3: {reason}; put it into a submodule, or write `zero_stage: 2`")
 
 
 def _import_deepspeed(ranks: Ranks) -> Any:

@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 
 from orchestrate.checkpoint_files import find_damage, list_checkpoints, name_of, step_of
 from orchestrate.config.run import RunConfig, load_run
-from orchestrate.engine.loading import (
+from orchestrate.engine.export_targets import (
     NUM_IMAGES,
     Format,
     Loading,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from orchestrate.engine.base import OptimizerState
+from orchestrate.engine.layout import OptimizerState
 from orchestrate.engine.ranks import Ranks
 
 Tensors = Mapping[str, Tensor]

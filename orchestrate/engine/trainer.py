@@ -208,12 +208,18 @@ class Trainer:
         lr = self._set_rates(step - 1)
         output = self._forward(batch)
         means, stop = self._agree(output, step)
-        facts = self._engine.update(output)
+        facts = self._update(output, step)
         if not math.isfinite(facts.get("grad_norm", 0.0)) and not facts.get("skipped"):
             raise DivergedError(f"step {step}: grad_norm = {facts['grad_norm']}; {_ADVICE}")
         if not facts.get("skipped"):
             self._engine.method.after_step(self._progress(step))
         return Stepped(step, batch, {**means, **facts}, lr, time.perf_counter() - began, waited, stop)
+
+    def _update(self, output: StepOutput, step: int) -> dict[str, float]:
+        try:
+            return self._engine.update(output)
+        except DivergedError as error:
+            raise DivergedError(f"step {step}: {error}") from None
 
     def _progress(self, step: int) -> Progress:
         lengths = self._lengths

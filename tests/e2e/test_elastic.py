@@ -12,25 +12,17 @@ import pytest
 import yaml
 from safetensors.torch import load_file
 
-from orchestrate.config.run import RunConfig, parse_run
-from orchestrate.data.index import dataset_identity
-from orchestrate.runs import RunDir, create_run_dir
-from orchestrate.sweep.space import pin
+from orchestrate.runs import RunDir
+from tests.e2e.conftest import made_run
 
 STEPS = 60
 STOPS = {2: 15, 4: 30, 1: 45}  # ranks: stopped after at least so many steps
 
 
-def made_run(folder: Path, sweep: Path, zero_stage: int) -> RunDir:
-    values = yaml.safe_load(sweep.read_text())["base"]
-    values["train"] |= {"budget": f"{STEPS}step"}
-    values["optim"] = {"name": "adamw", "lr": 1e-3}
-    values["system"] |= {"zero_stage": zero_stage}
-    config, problems = parse_run(values)
-    assert isinstance(config, RunConfig), problems
-    config, _, problems = pin(config, dataset_identity)
-    assert not problems
-    return create_run_dir(folder / config.fingerprint(), config.to_yaml())
+def staged_run(folder: Path, sweep: Path, zero_stage: int) -> RunDir:
+    """Make the RunDir of a training of `STEPS` steps at a ZeRO stage."""
+    system = {"engine": "deepspeed", "zero_stage": zero_stage}
+    return made_run(folder, sweep, train={"budget": f"{STEPS}step"}, optim={"lr": 1e-3}, system=system)
 
 
 def work(run: RunDir, world_size: int, *, until: int = STEPS) -> int:
@@ -60,7 +52,7 @@ def log_of(run: RunDir) -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="session")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory, sweep_file: Path) -> list[dict[str, Any]]:
-    run = made_run(tmp_path_factory.mktemp("undisturbed"), sweep_file, zero_stage=0)
+    run = staged_run(tmp_path_factory.mktemp("undisturbed"), sweep_file, zero_stage=0)
     assert work(run, 2) == 0
     return log_of(run)
 
@@ -69,7 +61,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, sweep_file: Path) -> l
 def test_batches_and_loss_go_on_through_other_numbers_of_ranks(
     zero_stage: int, sweep_file: Path, tmp_path: Path, undisturbed: list[dict[str, Any]]
 ) -> None:
-    run = made_run(tmp_path, sweep_file, zero_stage)
+    run = staged_run(tmp_path, sweep_file, zero_stage)
     for world_size, until in STOPS.items():
         assert work(run, world_size, until=until) == 75
     assert work(run, 2) == 0
@@ -81,7 +73,7 @@ def test_batches_and_loss_go_on_through_other_numbers_of_ranks(
 
 
 def test_training_in_parts_ends_with_whole_weights_and_scores(sweep_file: Path, tmp_path: Path) -> None:
-    run = made_run(tmp_path, sweep_file, zero_stage=3)
+    run = staged_run(tmp_path, sweep_file, zero_stage=3)
     assert work(run, 2) == 0
     weights = load_file(run.weights_file)
     values = yaml.safe_load(run.config_file.read_text())

@@ -3,38 +3,23 @@
 import fcntl
 import json
 import os
+import resource
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
-from orchestrate.config.run import RunConfig, parse_run
-from orchestrate.data.index import dataset_identity
-from orchestrate.runs import RunDir, create_run_dir
-from orchestrate.sweep.space import pin
+from orchestrate.runs import RunDir
 from tests.datasets import make_shapes
+from tests.e2e.conftest import made_run
 
 
-def made_run(folder: Path, sweep: Path, **changes: Any) -> RunDir:
-    """Make the RunDir of the sweep's base, with the plain DDP engine, which starts fastest."""
-    values = yaml.safe_load(sweep.read_text())["base"]
-    values["system"]["engine"] = "ddp"
-    for section, value in changes.items():
-        values[section] |= value
-    config, problems = parse_run(values)
-    assert isinstance(config, RunConfig), problems
-    config, _, problems = pin(config, dataset_identity)
-    assert not problems
-    return create_run_dir(folder / config.fingerprint(), config.to_yaml())
-
-
-def work(run: RunDir) -> "subprocess.CompletedProcess[str]":
+def work(run: RunDir, **options: Any) -> "subprocess.CompletedProcess[str]":
     command = [sys.executable, "-m", "orchestrate.worker", str(run.path)]
     environment = {"ORCHESTRATE_DEVICE": "cpu", "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-    return subprocess.run(command, capture_output=True, text=True, env=os.environ | environment, timeout=240)
+    return subprocess.run(command, capture_output=True, text=True, env=os.environ | environment, timeout=240, **options)
 
 
 def status(run: RunDir) -> dict[str, Any]:
@@ -50,6 +35,21 @@ def test_loss_that_is_not_finite_ends_as_diverged_and_is_named(sweep_file: Path,
     assert "loss = nan" in result.stderr
     assert status(run)["state"] == "diverged"
     assert not run.done_file.exists()
+
+
+def test_disk_that_fills_up_ends_the_training_and_says_so(sweep_file: Path, tmp_path: Path) -> None:
+    run = made_run(tmp_path, sweep_file)
+
+    def fill_up() -> None:  # no file may pass 100 kB: logs fit, weights do not
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+
+    result = work(run, preexec_fn=fill_up)
+    assert result.returncode == 1, result.stderr
+    assert "cannot write a checkpoint" in result.stderr
+    assert "free space and resume" in result.stderr
+    assert status(run)["state"] == "failed"
+    result = work(run)  # with the disk as it was
+    assert result.returncode == 0, result.stderr
 
 
 def test_data_that_changed_since_the_plan_is_refused(sweep_file: Path, tmp_path: Path) -> None:

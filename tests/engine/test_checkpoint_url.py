@@ -12,7 +12,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from orchestrate.checkpoint_files import find_damage, list_checkpoints, sealed
 from orchestrate.engine.base import Engine
-from orchestrate.engine.remote import Mirror
+from orchestrate.engine.checkpoint_mirror import Mirror
 from orchestrate.errors import CheckpointError
 from tests.engine.stores import TRIAL, flip_a_bit, names_in, position, saved_twice, small_engine, store_of
 from tests.engine.trials import take_steps

@@ -60,6 +60,7 @@ EXACT: list[tuple[str, dict[str, Any], tuple[System, ...]]] = [
     ("adamw", {"precision": "bf16"}, (DDP, ZERO_2)),
     ("sgd", {"method": "moco"}, (ZERO_0, ZERO_1, ZERO_2)),
     ("adamw", {"method": "moco"}, (ZERO_0, ZERO_1, ZERO_2)),
+    ("lars", {"method": "moco"}, WHOLE),
     ("adamw", {"method": "dino"}, (DDP, ZERO_2)),
 ]
 
@@ -77,10 +78,11 @@ def _compare_with_plain_torch() -> dict[str, tuple[bool, float]]:
 
 def test_every_engine_trains_exactly_as_plain_torch() -> None:
     facts = run_on_ranks(2, _compare_with_plain_torch)[0]
-    # LARS takes norms in the order in which gradients lie in memory, and a reducer's buckets decide that.
-    layers = {case: difference for case, (_, difference) in facts.items() if case.startswith("lars")}
-    assert max(layers.values()) < 1e-6
-    others = {case: fact for case, fact in facts.items() if case not in layers}
+    # LARS with MoCo ends 1.5e-7 apart, which is a rounding of weights near 1; where it comes from is not known.
+    near = {case: facts[case][1] for case in facts if case.startswith("lars {'method': 'moco'}")}
+    assert len(near) == len(WHOLE)
+    assert max(near.values()) < 1e-6
+    others = {case: fact for case, fact in facts.items() if case not in near}
     assert others == dict.fromkeys(others, (True, 0.0))
 
 
@@ -96,7 +98,6 @@ ROUNDED: list[tuple[str, dict[str, Any], tuple[System, ...]]] = [
     ("sgd", {"optim": CLIP_EACH}, (DDP, ZERO_1, ZERO_3)),
     ("adamw", {"optim": CLIP}, (DDP, ZERO_2)),
     ("adamw", {"optim": CLIP_EACH}, (ZERO_0, ZERO_2)),
-    ("lars", {"method": "moco"}, WHOLE),  # norms of gradients that lie at other addresses, see above
     ("lars", {}, (ZERO_1, ZERO_2, ZERO_3)),
     ("lars_triplet", {}, (ZERO_1, ZERO_2, ZERO_3)),
     ("lars", {"optim": CLIP}, (DDP, ZERO_2)),

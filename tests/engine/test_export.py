@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from orchestrate.checkpoint_files import name_of
 from orchestrate.config.run import parse_run
 from orchestrate.engine.checkpoint import save_weights
+from orchestrate.engine.checkpoint_publish import publish
 from orchestrate.engine.export import Export, export_encoder, verify_loading
-from orchestrate.engine.loading import Format, plan_loading
+from orchestrate.engine.export_targets import Format, plan_loading
 from orchestrate.engine.methods import build_method
-from orchestrate.engine.publish import publish
 from orchestrate.errors import CheckpointError, ConfigError, OrchestrateError, RunDirError
 from orchestrate.runs import RunDir, create_run_dir, write_json
 from ssl_methods.backbone import Backbone

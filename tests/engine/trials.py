@@ -7,7 +7,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from orchestrate.config.run import RunConfig, parse_run
-from orchestrate.engine.base import Engine, OptimizerState, build_engine
+from orchestrate.engine.base import Engine, build_engine
+from orchestrate.engine.layout import OptimizerState
 from orchestrate.engine.methods import build_method
 from orchestrate.engine.optim import set_rates
 from orchestrate.engine.ranks import Ranks

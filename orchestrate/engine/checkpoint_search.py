@@ -14,8 +14,8 @@ from orchestrate.checkpoint_files import (
     other_format,
     read_manifest,
 )
-from orchestrate.engine.publish import new_aside, put_in_place
-from orchestrate.engine.remote import Mirror
+from orchestrate.engine.checkpoint_mirror import Mirror
+from orchestrate.engine.checkpoint_publish import new_aside, put_in_place
 from orchestrate.errors import CheckpointError
 
 
