@@ -1,58 +1,27 @@
 """Views: recipes of crops and augmentations as data, and an image's views as a function of where it is used.
 
-The pixel operations and their order are those of torchvision's transforms on PIL images; the random numbers are a hash
-of (seed, epoch, sample, view, operation), so a view is the same on any number of ranks and after any resume.
+What happens to a view is decided in `view_plan`; here it is done to the pixels, on uint8 arrays, by one of two paths
+with the same parameters: "fast" (`pixels`, `colour`) or "reference" (torchvision, `reference_views`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import permutations
 from types import MappingProxyType
 from typing import Literal
 
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
-from PIL import Image
 from torch import Tensor
 
-from ssl_methods import pixels
-from ssl_methods.randomness import uniforms
+from ssl_methods.colour import recolour
+from ssl_methods.pixels import blur, flip, resize, solarise, write_colour
+from ssl_methods.view_plan import ViewPlan, ViewSpec, plan_view
 
-Interpolation = Literal["bicubic", "bilinear"]
+Pixels = Literal["fast", "reference"]
 RGB = tuple[float, float, float]
-
-
-@dataclass(frozen=True)
-class ViewSpec:
-    """How one view is made: crop, flip, colour jitter, grey, blur, solarise, in this order.
-
-    Attributes:
-        crop_scale, crop_ratio: share of the image's area, and width / height, of the random resized crop.
-        interpolation: how the crop is resized (with antialiasing).
-        flip_p, jitter_p, grayscale_p, blur_p, solarise_p: probabilities.
-        brightness, contrast, saturation: the jitter's factors are uniform in [1 - x, 1 + x], not below 0.
-        hue: the jitter's turn of the colour circle is uniform in [-x, x].
-        blur_sigma: range of the blur's standard deviation, pixels.
-        size_factor: side of the view as a share of the recipe's size (small crops of multi-crop recipes).
-    """
-
-    crop_scale: tuple[float, float]
-    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
-    interpolation: Interpolation = "bicubic"
-    flip_p: float = 0.5
-    jitter_p: float = 0.0
-    brightness: float = 0.0
-    contrast: float = 0.0
-    saturation: float = 0.0
-    hue: float = 0.0
-    grayscale_p: float = 0.0
-    blur_p: float = 0.0
-    blur_sigma: tuple[float, float] = (0.1, 2.0)
-    solarise_p: float = 0.0
-    size_factor: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -84,35 +53,60 @@ def recipe(name: str, size: int) -> ViewRecipe:
     return replace(_RECIPES[name], size=size)
 
 
+def view_sides(recipe: ViewRecipe) -> tuple[int, ...]:
+    """Return the side of each view in pixels, in order."""
+    return tuple(max(1, round(recipe.size * spec.size_factor)) for spec in recipe.views)
+
+
 def make_views(
-    image: Image.Image, recipe: ViewRecipe, *, seed: int, epoch: int, sample_id: int
+    image: UInt8[np.ndarray, "height width channels"],
+    recipe: ViewRecipe,
+    *,
+    seed: int,
+    epoch: int,
+    sample_id: int,
+    pixels: Pixels = "fast",
+    out: Sequence[UInt8[np.ndarray, "_ _ 3"]] | None = None,
 ) -> list[UInt8[np.ndarray, "_ _ 3"]]:
-    """Make all views of one image. Other modes than "L" and "RGB" are converted to RGB."""
-    source = _grey_or_colour(image)
-    return [
-        _make_view(
-            source,
-            spec,
-            side=max(1, round(recipe.size * spec.size_factor)),
-            draws=uniforms(seed, epoch=epoch, sample_id=sample_id, view=view, count=_NUM_DRAWS),
-        )
-        for view, spec in enumerate(recipe.views)
-    ]
+    """Make all views of one image.
+
+    Args:
+        image: one channel (grey) or three; any strides.
+        pixels: "fast", or "reference" for torchvision's transforms at several times the cost; the views differ by
+            rounding (see `reference_views`).
+        out: an array for each view, contiguous, of `view_sides`: rows of batches. Without it new ones are made.
+
+    Returns:
+        The views; the arrays of `out`, if given.
+    """
+    sides = view_sides(recipe)
+    if out is None:
+        out = [np.empty((side, side, 3), np.uint8) for side in sides]
+    height, width, _ = image.shape
+    draw = _fast_view if pixels == "fast" else _reference_view
+    for view, (spec, target) in enumerate(zip(recipe.views, out, strict=True)):
+        plan = plan_view(spec, (width, height), seed=seed, epoch=epoch, sample_id=sample_id, view=view)
+        draw(image, plan, target)
+    return list(out)
 
 
-def eval_view(image: Image.Image, size: int) -> UInt8[np.ndarray, "size size 3"]:
+def eval_view(
+    image: UInt8[np.ndarray, "height width channels"],
+    size: int,
+    *,
+    out: UInt8[np.ndarray, "size size 3"] | None = None,
+) -> UInt8[np.ndarray, "size size 3"]:
     """Return the image for evaluation: as it is if it is size x size, else resized (bilinear) and centre-cropped.
 
-    The short side becomes size x 8/7, the usual 256 for 224.
+    The short side becomes size x 8/7, the usual 256 for 224. Writes into `out`, if given, and returns it.
     """
-    source = _grey_or_colour(image)
-    if source.size != (size, size):
+    height, width, _ = image.shape
+    if (height, width) != (size, size):
         short = round(size * 8 / 7)
-        width, height = (short * side // min(source.size) for side in source.size)
-        left, top = round((width - size) / 2), round((height - size) / 2)
-        source = source.resize((width, height), Image.Resampling.BILINEAR)
-        source = source.crop((left, top, left + size, top + size))
-    return pixels.to_array(source)
+        height, width = (short * side // min(height, width) for side in (height, width))
+        top, left = round((height - size) / 2), round((width - size) / 2)
+        image = resize(image, (height, width), "bilinear")[top : top + size, left : left + size]
+    return write_colour(image, np.empty((size, size, 3), np.uint8) if out is None else out)
 
 
 def normalise(
@@ -127,57 +121,32 @@ def normalise(
     return (batch.permute(0, 3, 1, 2) - mean) / std
 
 
-def _make_view(
-    image: Image.Image, spec: ViewSpec, *, side: int, draws: Sequence[float]
-) -> UInt8[np.ndarray, "side side 3"]:
-    box = pixels.crop_box(image.size, scale=spec.crop_scale, ratio=spec.crop_ratio, draws=draws[_CROP:])
-    view = image.crop(box).resize((side, side), _RESAMPLING[spec.interpolation])
-    if draws[_FLIP] < spec.flip_p:
-        view = pixels.flip(view)
-    if draws[_JITTER] < spec.jitter_p:
-        view = _jitter(view, spec, draws)
-    if draws[_GREY] < spec.grayscale_p:
-        view = pixels.to_grey(view)
-    if draws[_BLUR] < spec.blur_p:
-        low, high = spec.blur_sigma
-        view = pixels.blur(view, low + (high - low) * draws[_SIGMA])
-    if draws[_SOLARISE] < spec.solarise_p:
-        view = pixels.solarise(view)
-    return pixels.to_array(view)
+def _fast_view(
+    image: UInt8[np.ndarray, "height width channels"], plan: ViewPlan, out: UInt8[np.ndarray, "side side 3"]
+) -> None:
+    left, top, right, bottom = plan.box
+    view = resize(image[top:bottom, left:right], out.shape[:2], plan.interpolation)
+    if plan.flip:
+        view = flip(view)
+    if plan.steps or plan.grey:
+        view = recolour(view, plan.steps, grey=plan.grey)
+    if plan.blur_sigma > 0:
+        view = blur(view, plan.blur_sigma)
+    if plan.solarise:
+        view = solarise(view)
+    write_colour(view, out)
 
 
-def _jitter(view: Image.Image, spec: ViewSpec, draws: Sequence[float]) -> Image.Image:
-    adjustments = (
-        (pixels.adjust_brightness, spec.brightness, _factor(spec.brightness, draws[_BRIGHTNESS])),
-        (pixels.adjust_contrast, spec.contrast, _factor(spec.contrast, draws[_CONTRAST])),
-        (pixels.adjust_saturation, spec.saturation, _factor(spec.saturation, draws[_SATURATION])),
-        (pixels.adjust_hue, spec.hue, spec.hue * (2 * draws[_HUE] - 1)),
-    )
-    for index in _ORDERS[int(draws[_ORDER] * len(_ORDERS))]:
-        adjust, strength, amount = adjustments[index]
-        if strength > 0:
-            view = adjust(view, amount)
-    return view
+def _reference_view(
+    image: UInt8[np.ndarray, "height width channels"], plan: ViewPlan, out: UInt8[np.ndarray, "side side 3"]
+) -> None:
+    from ssl_methods.reference_views import reference_view  # torchvision takes a second to import
+
+    np.copyto(out, reference_view(image, plan, side=out.shape[0]))
 
 
-def _factor(strength: float, draw: float) -> float:
-    low = max(0.0, 1 - strength)
-    return low + (1 + strength - low) * draw
-
-
-def _grey_or_colour(image: Image.Image) -> Image.Image:
-    return image if image.mode in ("L", "RGB") else image.convert("RGB")
-
-
-# Which of a view's uniforms decides what. Append only: another order would change every published number.
-_FLIP, _JITTER, _ORDER, _BRIGHTNESS, _CONTRAST, _SATURATION, _HUE, _GREY, _BLUR, _SIGMA, _SOLARISE, _CROP = range(12)
-_NUM_DRAWS = _CROP + 4 * pixels.CROP_TRIES
-_ORDERS = tuple(permutations(range(4)))
-_RESAMPLING: Mapping[Interpolation, Image.Resampling] = MappingProxyType(
-    {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
-)
-
-# BYOL's two unequal views (Grill et al. 2020, arXiv:2006.07733, table 6) with Barlow Twins' jitter strengths
+# BYOL's two unequal views (Grill et al. 2020, arXiv:2006.07733, table 6), with Barlow Twins' strengths of jitter;
+# VICReg (arXiv:2105.04906, the authors' code) and triplet use the same
 _BYOL_FIRST = ViewSpec(
     crop_scale=(0.08, 1.0),
     jitter_p=0.8,
@@ -189,6 +158,7 @@ _BYOL_FIRST = ViewSpec(
     blur_p=1.0,
 )
 _BYOL_SECOND = replace(_BYOL_FIRST, blur_p=0.1, solarise_p=0.2)
+_BYOL = (_BYOL_FIRST, _BYOL_SECOND)
 # Chen et al. 2020, arXiv:2002.05709, appendix A, colour strength 1; blur in pixels as in the views above, where the
 # authors' kernel is a tenth of the image wide
 _SIMCLR = ViewSpec(
@@ -201,14 +171,21 @@ _SIMCLR = ViewSpec(
     grayscale_p=0.2,
     blur_p=0.5,
 )
-# Chen et al. 2020, arXiv:2003.04297, and the authors' code, where the flip comes last; it commutes with the rest
+# Chen et al. 2020, arXiv:2003.04297, and the authors' code, where the flip comes last; it commutes with the rest.
+# SimSiam (arXiv:2011.10566, section 4) and DisCo (arXiv:2104.09124) use the same views.
 _MOCO_V2 = replace(
     _SIMCLR, crop_scale=(0.2, 1.0), interpolation="bilinear", brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1
 )
-# Caron et al. 2021, arXiv:2104.14294, and the authors' code: BYOL's photometrics, large crops first, then small ones
-_DINO_FIRST = replace(_BYOL_FIRST, crop_scale=(0.4, 1.0))
-_DINO_SECOND = replace(_BYOL_SECOND, crop_scale=(0.4, 1.0))
-_DINO_LOCAL = replace(_BYOL_FIRST, crop_scale=(0.05, 0.4), blur_p=0.5, size_factor=96 / 224)
+# Shen et al. 2021, arXiv:2102.08946: the authors' code is milder than MoCo v2, from which it comes
+_S2_BNN = replace(_MOCO_V2, jitter_p=0.6, blur_p=0.2)
+# Caron et al. 2020, arXiv:2006.09882, and the authors' code: SimCLR's photometrics, two large crops and six small ones
+_SWAV_LARGE = replace(_SIMCLR, crop_scale=(0.14, 1.0), interpolation="bilinear")
+_SWAV_SMALL = replace(_SWAV_LARGE, crop_scale=(0.05, 0.14), size_factor=96 / 224)
+# Caron et al. 2021, arXiv:2104.14294, and the authors' code: BYOL's photometrics, large crops first, then small ones.
+# EsViT (Li et al. 2022, arXiv:2106.09785) uses the same.
+_DINO_LARGE = (replace(_BYOL_FIRST, crop_scale=(0.4, 1.0)), replace(_BYOL_SECOND, crop_scale=(0.4, 1.0)))
+_DINO_SMALL = replace(_BYOL_FIRST, crop_scale=(0.05, 0.4), blur_p=0.5, size_factor=96 / 224)
+_DINO = (*_DINO_LARGE, *[_DINO_SMALL] * 8)
 _SUPERVISED = ViewSpec(crop_scale=(0.08, 1.0), interpolation="bilinear")
 # Ours, for grey images of about 28 px: small crops, blur and solarisation would destroy them
 _SMALL_GREY = ViewSpec(crop_scale=(0.3, 1.0), jitter_p=0.8, brightness=0.4, contrast=0.4)
@@ -216,21 +193,33 @@ _SMALL_GLOBAL = replace(_SMALL_GREY, crop_scale=(0.4, 1.0))
 _SMALL_LOCAL = replace(_SMALL_GREY, crop_scale=(0.1, 0.4), size_factor=16 / 28)
 _SMALL_DINO = (_SMALL_GLOBAL, _SMALL_GLOBAL, _SMALL_LOCAL, _SMALL_LOCAL)
 _SMALL_GREY_SUPERVISED = ViewSpec(crop_scale=(0.6, 1.0))
+
+_PHOTOGRAPHS: Mapping[str, tuple[ViewSpec, ...]] = {
+    "barlow_twins": _BYOL,
+    "byol": _BYOL,
+    "dino": _DINO,
+    "disco": (_MOCO_V2, _MOCO_V2),
+    "esvit": _DINO,
+    "moco_v2": (_MOCO_V2, _MOCO_V2),
+    "s2_bnn": (_S2_BNN, _S2_BNN),
+    "simclr": (_SIMCLR, _SIMCLR),
+    "simsiam": (_MOCO_V2, _MOCO_V2),
+    "supervised": (_SUPERVISED,),
+    "swav": (_SWAV_LARGE, _SWAV_LARGE, *[_SWAV_SMALL] * 6),
+    "triplet": _BYOL,
+    "vicreg": _BYOL,
+}
+_SMALL_IMAGES: Mapping[str, tuple[ViewSpec, ...]] = {
+    "small_dino": _SMALL_DINO,
+    "small_grey": (_SMALL_GREY, _SMALL_GREY),
+    "small_grey_supervised": (_SMALL_GREY_SUPERVISED,),
+}
 _FASHION_MNIST_MEAN: RGB = (0.2860, 0.2860, 0.2860)
 _FASHION_MNIST_STD: RGB = (0.3530, 0.3530, 0.3530)
-
 _RECIPES: Mapping[str, ViewRecipe] = MappingProxyType(
-    {
-        each.name: each
-        for each in (
-            ViewRecipe("barlow_twins", (_BYOL_FIRST, _BYOL_SECOND), 224),
-            ViewRecipe("simclr", (_SIMCLR, _SIMCLR), 224),
-            ViewRecipe("moco_v2", (_MOCO_V2, _MOCO_V2), 224),
-            ViewRecipe("dino", (_DINO_FIRST, _DINO_SECOND, *[_DINO_LOCAL] * 8), 224),
-            ViewRecipe("supervised", (_SUPERVISED,), 224),
-            ViewRecipe("small_grey", (_SMALL_GREY, _SMALL_GREY), 28, _FASHION_MNIST_MEAN, _FASHION_MNIST_STD),
-            ViewRecipe("small_dino", _SMALL_DINO, 28, _FASHION_MNIST_MEAN, _FASHION_MNIST_STD),
-            ViewRecipe("small_grey_supervised", (_SMALL_GREY_SUPERVISED,), 28, _FASHION_MNIST_MEAN, _FASHION_MNIST_STD),
-        )
+    {name: ViewRecipe(name, views, 224) for name, views in _PHOTOGRAPHS.items()}
+    | {
+        name: ViewRecipe(name, views, 28, _FASHION_MNIST_MEAN, _FASHION_MNIST_STD)
+        for name, views in _SMALL_IMAGES.items()
     }
 )

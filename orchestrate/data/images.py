@@ -3,30 +3,35 @@
 from __future__ import annotations
 
 import io
+import math
 import struct
 import zlib
 
 import numpy as np
 import numpy.typing as npt
+import simplejpeg
+from jaxtyping import UInt8
 from PIL import Image, UnidentifiedImageError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".pgm", ".tif", ".tiff")
 # Converting these to RGB clips values above 255 to white without a word.
 _DEEP_MODES = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")
+# Colour spaces of print, as simplejpeg names them; Pillow knows how to turn them to RGB.
+_INK_COLOURS = ("CMYK", "YCCK")
 # What PIL raises on damaged bytes, which depends on the format and on where the damage is.
 DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, zlib.error, MemoryError,
                  Image.DecompressionBombError)  # fmt: skip
 
 
 def check_image(data: bytes) -> str | None:
-    """Decode an image once, with the format's own checksums; say what is wrong with it, or None."""
+    """Decode an image once, strictly and with the format's own checksums; say what is wrong with it, or None."""
     try:
-        with Image.open(io.BytesIO(data)) as image:
-            image.verify()
-        with Image.open(io.BytesIO(data)) as image:
-            image.load()
-            if image.mode in _DEEP_MODES:
-                return f"more than 8 bits per channel (mode {image.mode}); convert it to 8 bits"
+        if not _is_jpeg(data):
+            with Image.open(io.BytesIO(data)) as image:
+                image.verify()
+                if image.mode in _DEEP_MODES:
+                    return f"more than 8 bits per channel (mode {image.mode}); convert it to 8 bits"
+        decode(data)
     except UnidentifiedImageError:
         return "not an image" if data else "empty file"
     except DECODE_ERRORS as error:
@@ -34,11 +39,33 @@ def check_image(data: bytes) -> str | None:
     return None
 
 
-def decode(data: bytes) -> Image.Image:
-    """Decode to mode "L" or "RGB"; other modes become RGB. Raises one of DECODE_ERRORS on damage."""
+def decode(data: bytes) -> UInt8[np.ndarray, "height width channels"]:
+    """Decode to one channel (grey images) or three (all others), as a writable array.
+
+    JPEGs are decoded strictly: damage that the decoder could paper over is an error. Raises one of DECODE_ERRORS.
+    """
+    return _decode_jpeg(data) if _is_jpeg(data) else _decode_with_pillow(data)
+
+
+def _is_jpeg(data: bytes) -> bool:
+    return data[:3] == b"\xff\xd8\xff"
+
+
+def _decode_jpeg(data: bytes) -> UInt8[np.ndarray, "height width channels"]:
+    height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
+    if colours in _INK_COLOURS:
+        return _decode_with_pillow(data)
+    if height * width > 2 * (Image.MAX_IMAGE_PIXELS or math.inf):  # Pillow's own limit
+        raise Image.DecompressionBombError(f"{width} x {height} pixels, more than any photograph")
+    pixels: UInt8[np.ndarray, "_ _ _"] = simplejpeg.decode_jpeg(data, "GRAY" if colours == "Gray" else "RGB")
+    return pixels
+
+
+def _decode_with_pillow(data: bytes) -> UInt8[np.ndarray, "height width channels"]:
     with Image.open(io.BytesIO(data)) as image:
-        image.load()
-        return image if image.mode in ("L", "RGB") else image.convert("RGB")
+        plain = image if image.mode in ("L", "RGB") else image.convert("RGB")
+        levels = bytearray(plain.tobytes())  # loads the image; np.array would take longer and copy once more
+    return np.frombuffer(levels, np.uint8).reshape(plain.height, plain.width, -1)
 
 
 def grey_png(pixels: npt.NDArray[np.uint8]) -> bytes:

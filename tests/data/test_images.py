@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from orchestrate.data.images import check_image, decode, grey_png
+from orchestrate.data.images import DECODE_ERRORS, check_image, decode, grey_png
 
 
 def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
@@ -14,6 +14,10 @@ def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
 
 
 PHOTO = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 30, 3), dtype=np.uint8))
+
+TEXTURE = Image.fromarray(
+    (np.add.outer(np.arange(200), np.arange(300))[:, :, None] * [1, 2, 3] // 4 % 256).astype(np.uint8)
+)
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (28, 28), (300, 301)])  # 300 x 302 bytes need two stored blocks
@@ -55,12 +59,57 @@ def test_reasons_are_plain() -> None:
     assert "more than 8 bits per channel" in str(check_image(encoded(deep, "PNG")))
 
 
+def test_damaged_jpegs_are_named() -> None:
+    data = encoded(TEXTURE, "JPEG", quality=90)
+    zeroed = [data[:place] + bytes(400) + data[place + 400 :] for place in range(700, len(data) - 500, 200)]
+    assert len(zeroed) > 10
+    assert [number for number, damaged in enumerate(zeroed) if check_image(damaged) is None] == []
+    # Pillow, which many loaders use, takes most of them as they are.
+    assert sum(pillow_accepts(damaged) for damaged in zeroed) > len(zeroed) / 2
+
+
+def pillow_accepts(data: bytes) -> bool:
+    try:
+        Image.open(io.BytesIO(data)).load()
+    except DECODE_ERRORS:
+        return False
+    return True
+
+
 @pytest.mark.parametrize(
-    ("mode", "expected"), [("L", "L"), ("RGB", "RGB"), ("1", "RGB"), ("P", "RGB"), ("RGBA", "RGB")]
+    ("kind", "mode"),
+    [("PNG", mode) for mode in ("L", "RGB", "1", "P", "RGBA", "LA")]
+    + [("JPEG", mode) for mode in ("L", "RGB", "CMYK")]
+    + [("WEBP", mode) for mode in ("RGB", "RGBA")]
+    + [("BMP", mode) for mode in ("L", "RGB", "1", "P")],
 )
-def test_decoded_images_are_grey_or_colour(mode: str, expected: str) -> None:
-    assert decode(encoded(PHOTO.convert(mode), "PNG")).mode == expected
+def test_decoded_images_have_one_channel_or_three(kind: str, mode: str) -> None:
+    data = encoded(PHOTO.convert(mode), kind)
+    pixels = decode(data)
+    with Image.open(io.BytesIO(data)) as image:
+        channels = 1 if image.mode == "L" else 3
+        expected = np.asarray(image if image.mode in ("L", "RGB") else image.convert("RGB"))
+    assert (pixels.shape, pixels.dtype, pixels.flags.writeable) == ((40, 30, channels), np.uint8, True)
+    # two builds of libjpeg-turbo may differ by a level
+    assert np.abs(pixels.astype(int) - expected.reshape(40, 30, channels)).max() <= (1 if kind == "JPEG" else 0)
 
 
-def test_ink_colours_are_converted() -> None:
-    assert decode(encoded(PHOTO.convert("CMYK"), "JPEG")).mode == "RGB"
+@pytest.mark.parametrize("options", [{"subsampling": 0}, {"subsampling": 2}, {"progressive": True}, {"quality": 100}])
+def test_jpegs_decode_as_in_pillow(options: dict[str, int]) -> None:
+    data = encoded(TEXTURE, "JPEG", **options)
+    assert np.abs(decode(data).astype(int) - np.asarray(Image.open(io.BytesIO(data)))).max() <= 1
+
+
+def test_damage_raises_a_decode_error() -> None:
+    for kind in ("PNG", "JPEG"):
+        with pytest.raises(DECODE_ERRORS):
+            decode(encoded(PHOTO, kind)[:-100])
+    with pytest.raises(DECODE_ERRORS):
+        decode(b"")
+
+
+def test_jpeg_that_claims_to_be_enormous_is_refused() -> None:
+    data = bytearray(encoded(PHOTO, "JPEG"))
+    place = data.index(b"\xff\xc0") + 5
+    data[place : place + 4] = b"\xff\xdc" * 2  # height and width: 65,500
+    assert "65500 x 65500 pixels" in str(check_image(bytes(data)))

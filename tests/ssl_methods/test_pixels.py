@@ -1,132 +1,83 @@
-"""Each operation against torchvision's functional one on PIL images, with the same parameters."""
+"""Each pixel operation against Pillow, torchvision or its formula, with the same parameters."""
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
+import numpy.typing as npt
 import pytest
-import torch
-import torchvision.transforms.functional as reference
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from PIL import Image, ImageFilter
-from torchvision.transforms import RandomResizedCrop
+import torchvision.transforms.functional as torchvision
+from jaxtyping import UInt8
+from PIL import Image
 
-from ssl_methods import pixels
+from ssl_methods.pixels import Interpolation, blur, flip, resize, solarise, write_colour
+from tests.ssl_methods.photos import COLOUR, GREY, GREY_IN_COLOUR, photo
 
-
-def photo(width: int = 37, height: int = 29) -> Image.Image:
-    """Smooth colour waves with noise: all levels, all hues."""
-    y, x, channel = np.mgrid[:height, :width, :3]
-    waves = 127 + 110 * np.sin(0.31 * x + 0.17 * y * (channel + 1) + channel)
-    noise = np.random.default_rng(0).normal(0, 12, waves.shape)
-    return Image.fromarray((waves + noise).clip(0, 255).astype(np.uint8))
+IMAGES = [COLOUR, GREY, np.full((4, 5, 3), (3, 200, 90), np.uint8), np.full((1, 1, 1), 255, np.uint8)]
 
 
-COLOUR = photo()
-GREY = photo().convert("L")
-GREY_IN_COLOUR = GREY.convert("RGB")
-IMAGES = [COLOUR, GREY, Image.new("RGB", (5, 4), (3, 200, 90)), Image.new("L", (1, 1), 255)]
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
+@pytest.mark.parametrize("crop", [(375, 500), (241, 190), (60, 50), (224, 224), (200, 200), (190, 300)])
+def test_resize_equals_pillow_but_for_rounding(interpolation: Interpolation, crop: tuple[int, int]) -> None:
+    image = photo(500, 375)[: crop[0], : crop[1]]
+    resized = resize(image, (224, 224), interpolation)
+    method = Image.Resampling[interpolation.upper()]
+    # Left and right first, as torch always does; today's Pillow does it the other way round where that is cheaper.
+    pillows = Image.fromarray(np.ascontiguousarray(image)).resize((224, crop[0]), method).resize((224, 224), method)
+    differences = np.abs(resized.astype(int) - np.asarray(pillows))
+    # Both work in fixed point and round between the two axes; torch's weights have 15 bits, Pillow's 22.
+    assert differences.mean() <= 0.03 and differences.max() <= 2
 
 
-def same(actual: Image.Image, expected: Image.Image) -> bool:
-    return actual.mode == expected.mode and np.array_equal(np.asarray(actual), np.asarray(expected))
-
-
-@pytest.mark.parametrize("image", IMAGES)
-@pytest.mark.parametrize("factor", [0.0, 0.6, 1.0, 1.37, 2.0])
-def test_factors_equal_torchvision(image: Image.Image, factor: float) -> None:
-    assert same(pixels.adjust_brightness(image, factor), reference.adjust_brightness(image, factor))
-    assert same(pixels.adjust_contrast(image, factor), reference.adjust_contrast(image, factor))
-    assert same(pixels.adjust_saturation(image, factor), reference.adjust_saturation(image, factor))
+def test_resize_needs_no_copy_of_a_crop() -> None:
+    image = photo(50, 40)
+    crop = image[3:30, 7:45]
+    for channels in (crop, crop[:, :, 1:2]):
+        np.testing.assert_array_equal(
+            resize(channels, (24, 24), "bicubic"), resize(np.ascontiguousarray(channels), (24, 24), "bicubic")
+        )
 
 
 @pytest.mark.parametrize("image", IMAGES)
-@pytest.mark.parametrize("turn", [-0.5, -0.1, -0.001, 0.0, 0.07, 0.5])
-def test_hue_equals_torchvision(image: Image.Image, turn: float) -> None:
-    assert same(pixels.adjust_hue(image, turn), reference.adjust_hue(image, turn))
+def test_flip_and_solarise_equal_torchvision(image: UInt8[np.ndarray, "height width channels"]) -> None:
+    pillow = Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image)
+    np.testing.assert_array_equal(flip(image), np.asarray(torchvision.hflip(pillow)).reshape(image.shape))
+    np.testing.assert_array_equal(solarise(image), np.asarray(torchvision.solarize(pillow, 128)).reshape(image.shape))
 
 
-@pytest.mark.parametrize("image", IMAGES)
-def test_flip_grey_and_solarise_equal_torchvision(image: Image.Image) -> None:
-    assert same(pixels.flip(image), reference.hflip(image))
-    assert same(pixels.to_grey(image).convert("RGB"), reference.to_grayscale(image, num_output_channels=3))
-    assert same(pixels.solarise(image), reference.solarize(image, 128))
+@pytest.mark.parametrize("sigma", [0.1, 0.3, 0.5, 0.9, 1.4, 2.0])
+@pytest.mark.parametrize("image", [photo(120, 90), GREY], ids=["colour", "grey"])
+def test_blur_is_the_true_gaussian(image: UInt8[np.ndarray, "height width channels"], sigma: float) -> None:
+    exact = np.floor(gaussian(gaussian(image.astype(float), sigma, axis=0), sigma, axis=1) + 0.5)
+    differences = np.abs(blur(image, sigma) - exact)
+    # The kernel ends at four standard deviations and is in float32: a tie now and then goes the other way.
+    assert differences.mean() <= 0.005 and differences.max() <= 1
 
 
-@pytest.mark.parametrize("sigma", [0.1, 0.9, 2.0])
-def test_blur_is_pillows_gaussian(sigma: float) -> None:
-    assert same(pixels.blur(COLOUR, sigma), COLOUR.filter(ImageFilter.GaussianBlur(radius=sigma)))
+def gaussian(levels: npt.NDArray[np.float64], sigma: float, *, axis: int) -> npt.NDArray[np.float64]:
+    """Blur along an axis in float64 with mirrored edges and eight standard deviations of kernel."""
+    reach = min(int(8 * sigma) + 1, levels.shape[axis] - 1)
+    offsets = np.arange(-reach, reach + 1)
+    weights = np.exp(-(offsets**2) / (2 * sigma**2))
+    padded = np.pad(levels, [(reach, reach) if number == axis else (0, 0) for number in range(3)], mode="reflect")
+    shifted = [padded.take(range(start, start + levels.shape[axis]), axis) for start in range(2 * reach + 1)]
+    return np.tensordot(weights / weights.sum(), shifted, 1)
 
 
 def test_grey_images_give_what_they_give_in_three_channels() -> None:
-    operations = [
-        lambda image: pixels.adjust_brightness(image, 1.3),
-        lambda image: pixels.adjust_contrast(image, 0.7),
-        lambda image: pixels.adjust_saturation(image, 1.9),
-        lambda image: pixels.adjust_hue(image, 0.2),
-        lambda image: pixels.blur(image, 1.1),
-        pixels.to_grey,
-        pixels.solarise,
-        pixels.flip,
-        lambda image: image.crop((3, 4, 30, 20)).resize((28, 28), Image.Resampling.BICUBIC),
-    ]
+    operations = [flip, solarise, lambda image: resize(image[4:20, 3:30], (28, 28), "bicubic")]
     for operation in operations:
-        in_colour = pixels.to_array(operation(GREY_IN_COLOUR))
-        assert np.array_equal(pixels.to_array(operation(GREY)), in_colour)
+        np.testing.assert_array_equal(as_colour(operation(GREY)), operation(GREY_IN_COLOUR))
+    # the vectors of one channel end elsewhere in the row, and their last float bit decides a tie
+    differences = as_colour(blur(GREY, 1.1)).astype(int) - blur(GREY_IN_COLOUR, 1.1)
+    assert np.abs(differences).max() <= 1 and np.abs(differences).mean() < 1e-3
 
 
-def test_arrays_have_three_channels_and_can_be_written() -> None:
-    for image in (GREY, COLOUR):
-        array = pixels.to_array(image)
-        assert (array.shape, array.dtype, array.flags.writeable) == ((29, 37, 3), np.uint8, True)
+def as_colour(view: UInt8[np.ndarray, "height width channels"]) -> UInt8[np.ndarray, "height width 3"]:
+    return write_colour(view, np.empty((*view.shape[:2], 3), np.uint8))
 
 
-@settings(max_examples=50)
-@given(
-    width=st.integers(1, 60),
-    height=st.integers(1, 60),
-    draws=st.lists(st.floats(0, 1, exclude_max=True), min_size=40, max_size=40),
-)
-def test_crop_lies_inside_the_image(width: int, height: int, draws: list[float]) -> None:
-    left, top, right, bottom = pixels.crop_box((width, height), scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3), draws=draws)
-    assert 0 <= left < right <= width
-    assert 0 <= top < bottom <= height
-
-
-@pytest.mark.parametrize("size", [(28, 28), (40, 30), (200, 20), (15, 200)])
-def test_crop_equals_torchvision_given_the_same_draws(size: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
-    scale, ratio = (0.3, 1.0), (3 / 4, 4 / 3)
-    draws = np.random.default_rng(5).random(4 * pixels.CROP_TRIES).tolist()
-    # torchvision asks for area and ratio, and, only once these fit, for top and left
-    tries = iter(draws[start : start + 4] for start in range(0, len(draws), 4))
-    current: list[float] = []
-
-    def uniform(self: torch.Tensor, low: float, high: float) -> torch.Tensor:
-        if not current or len(current) == 2:
-            current[:] = next(tries)
-        return torch.tensor([low + (high - low) * current.pop(0)], dtype=torch.float64)
-
-    def randint(low: int, high: int, size: tuple[int, ...]) -> torch.Tensor:
-        return torch.tensor([low + int(current.pop(0) * (high - low))])
-
-    monkeypatch.setattr(torch.Tensor, "uniform_", uniform)
-    monkeypatch.setattr(torch, "randint", randint)
-    top, left, height, width = RandomResizedCrop.get_params(Image.new("L", size), list(scale), list(ratio))
-    expected = (left, top, left + width, top + height)
-    assert pixels.crop_box(size, scale=scale, ratio=ratio, draws=draws) == expected
-
-
-def test_crop_of_an_impossible_shape_is_the_largest_centred_one() -> None:
-    box = pixels.crop_box((300, 30), scale=(1.0, 1.0), ratio=(3 / 4, 4 / 3), draws=[0.5] * 40)
-    assert box == (130, 0, 170, 30)
-
-
-def test_crop_areas_are_uniform() -> None:
-    draws = np.random.default_rng(0).random((2000, 40)).tolist()
-    boxes = [pixels.crop_box((1000, 1000), scale=(0.1, 0.5), ratio=(0.99, 1.01), draws=each) for each in draws]
-    areas = [(right - left) * (bottom - top) / 1e6 for left, top, right, bottom in boxes]
-    assert float(np.mean(areas)) == pytest.approx(0.3, abs=4 * 0.4 / math.sqrt(12 * 2000))  # four standard errors
-    assert min(areas) >= 0.0995
-    assert max(areas) <= 0.5005
+def test_views_are_written_in_place() -> None:
+    batch = np.zeros((2, 29, 37, 3), np.uint8)
+    for row, view in zip(batch, (GREY, COLOUR), strict=True):
+        assert write_colour(view, row) is row
+    np.testing.assert_array_equal(batch, np.stack([GREY_IN_COLOUR, COLOUR]))

@@ -1,30 +1,44 @@
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
+from jaxtyping import UInt8
 from PIL import Image
-from torchvision.transforms import functional as reference
+from torchvision.transforms import functional as torchvision
 
-from ssl_methods.views import ViewRecipe, ViewSpec, eval_view, make_views, normalise, recipe, recipe_names
-from tests.ssl_methods.test_pixels import COLOUR, GREY, GREY_IN_COLOUR, photo
+from ssl_methods.colour import Step
+from ssl_methods.pixels import Interpolation, flip, solarise
+from ssl_methods.view_plan import ViewSpec, plan_view
+from ssl_methods.views import (
+    Pixels,
+    ViewRecipe,
+    eval_view,
+    make_views,
+    normalise,
+    recipe,
+    recipe_names,
+    view_sides,
+)
+from tests.ssl_methods.photos import COLOUR, GREY, GREY_IN_COLOUR, photo
 
 WHOLE = ViewSpec(crop_scale=(1.0, 1.0), crop_ratio=(1.0, 1.0), flip_p=0.0)
 SQUARE = photo(16, 16)
 
 
-def rate(spec: ViewSpec, *, changed_by: Any) -> float:
+def rate(spec: ViewSpec, *, changed_by: Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.uint8]]) -> float:
     """Return the share of 2000 views of a square image that equal `changed_by(image)`; the rest equal the image."""
     views = [
         make_views(SQUARE, ViewRecipe("test", (spec,), 16), seed=0, epoch=0, sample_id=sample_id)[0]
         for sample_id in range(2000)
     ]
-    expected, original = np.asarray(changed_by(SQUARE)), np.asarray(SQUARE)
+    expected = changed_by(SQUARE)
     changed = [np.array_equal(view, expected) for view in views]
-    assert all(done or np.array_equal(view, original) for done, view in zip(changed, views, strict=True))
+    assert all(done or np.array_equal(view, SQUARE) for done, view in zip(changed, views, strict=True))
     return sum(changed) / len(views)
 
 
@@ -32,13 +46,18 @@ def rate(spec: ViewSpec, *, changed_by: Any) -> float:
 def test_operations_happen_at_their_rates(probability: float) -> None:
     tolerance = 4 * (probability * (1 - probability) / 2000) ** 0.5  # four standard errors
     cases = {
-        "flip_p": lambda image: reference.hflip(image),
-        "grayscale_p": lambda image: reference.to_grayscale(image, 3),
-        "solarise_p": lambda image: reference.solarize(image, 128),
+        "flip_p": flip,
+        "grayscale_p": in_grey,
+        "solarise_p": solarise,
     }
     for name, operation in cases.items():
         spec = replace(WHOLE, **{name: probability})
         assert rate(spec, changed_by=operation) == pytest.approx(probability, abs=tolerance), name
+
+
+def in_grey(image: UInt8[np.ndarray, "height width 3"]) -> UInt8[np.ndarray, "height width 3"]:
+    luma = torch.from_numpy(image).to(torch.float32) @ torch.tensor([0.2989, 0.587, 0.114])
+    return luma.round().to(torch.uint8)[..., None].expand(image.shape).numpy()
 
 
 @pytest.mark.parametrize(("view", "blurred", "solarised"), [(0, 1.0, 0.0), (1, 0.1, 0.2)])
@@ -47,38 +66,43 @@ def test_barlow_twins_views_differ_in_blur_and_solarisation(view: int, blurred: 
     plain = replace(spec, flip_p=0.0, jitter_p=0.0, grayscale_p=0.0)
     blur_only = ViewRecipe("test", (WHOLE,) * view + (replace(plain, solarise_p=0.0, blur_sigma=(2.0, 2.0)),), 16)
     changed = [
-        not np.array_equal(make_views(SQUARE, blur_only, seed=1, epoch=0, sample_id=i)[view], np.asarray(SQUARE))
+        not np.array_equal(make_views(SQUARE, blur_only, seed=1, epoch=0, sample_id=i)[view], SQUARE)
         for i in range(2000)
     ]
     assert float(np.mean(changed)) == pytest.approx(blurred, abs=0.027)  # four standard errors of 0.1
-    rate_of_solarise = rate(replace(plain, blur_p=0.0), changed_by=lambda image: reference.solarize(image, 128))
+    rate_of_solarise = rate(replace(plain, blur_p=0.0), changed_by=solarise)
     assert rate_of_solarise == pytest.approx(solarised, abs=0.036)  # four standard errors of 0.2
 
 
 def test_jitter_is_one_of_torchvisions_orders_and_strengths() -> None:
     spec = replace(WHOLE, jitter_p=1.0, brightness=0.4, contrast=0.4)
-    ranges = {"brightness first": 0, "contrast first": 0}
+    first = []
     for sample_id in range(40):
-        view = make_views(SQUARE, ViewRecipe("test", (spec,), 16), seed=0, epoch=0, sample_id=sample_id)[0]
-        brightness, contrast, order = drawn_jitter(sample_id)
-        first = reference.adjust_contrast(reference.adjust_brightness(SQUARE, brightness), contrast)
-        second = reference.adjust_brightness(reference.adjust_contrast(SQUARE, contrast), brightness)
-        expected, name = (first, "brightness first") if order else (second, "contrast first")
-        assert np.array_equal(view, np.asarray(expected))
-        assert 0.6 <= min(brightness, contrast) <= max(brightness, contrast) <= 1.4
-        ranges[name] += 1
-    assert min(ranges.values()) > 8  # each order has probability 1/2; 8 of 40 is four standard errors below
+        (view,) = make_views(SQUARE, ViewRecipe("test", (spec,), 16), seed=0, epoch=0, sample_id=sample_id)
+        steps = plan_view(spec, (16, 16), seed=0, epoch=0, sample_id=sample_id, view=0).steps
+        kinds, factors = zip(*drawn_jitter(sample_id), strict=True)
+        assert tuple(step for step, _ in steps) == kinds
+        assert [factor for _, factor in steps] == pytest.approx(factors)
+        expected = torch.from_numpy(SQUARE).permute(2, 0, 1) / 255
+        for step, factor in steps:
+            adjust = torchvision.adjust_brightness if step is Step.BRIGHTNESS else torchvision.adjust_contrast
+            expected = adjust(expected, factor)
+            assert 0.6 <= factor <= 1.4
+        differences = view - (expected * 255).round().permute(1, 2, 0).numpy()
+        assert np.abs(differences).max() <= 1  # a tie may be rounded the other way
+        first.append(steps[0][0])
+    assert min(first.count(Step.BRIGHTNESS), first.count(Step.CONTRAST)) > 8  # 20 expected; four standard errors below
 
 
-def drawn_jitter(sample_id: int) -> tuple[float, float, bool]:
+def drawn_jitter(sample_id: int) -> list[tuple[Step, float]]:
     """The documented layout of a view's uniforms: 2 order, 3 brightness, 4 contrast."""
     from itertools import permutations
 
     from ssl_methods.randomness import uniforms
 
     draws = uniforms(0, epoch=0, sample_id=sample_id, view=0, count=5)
-    order = list(permutations(range(4)))[int(draws[2] * 24)]
-    return 0.6 + 0.8 * draws[3], 0.6 + 0.8 * draws[4], order.index(0) < order.index(1)
+    amounts = {Step.BRIGHTNESS: 0.6 + 0.8 * draws[3], Step.CONTRAST: 0.6 + 0.8 * draws[4]}
+    return [(Step(kind), amounts[Step(kind)]) for kind in list(permutations(range(4)))[int(draws[2] * 24)] if kind < 2]
 
 
 @pytest.mark.parametrize("name", recipe_names())
@@ -96,15 +120,14 @@ def test_views_depend_on_their_key_alone(name: str) -> None:
     assert len(distinct) == len(keys) * len(chosen.views)
 
 
+@pytest.mark.parametrize("pixels", ["fast", "reference"])
 @pytest.mark.parametrize("name", recipe_names())
-@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "P", "CMYK", "1", "I;16"])
-def test_any_image_gives_uint8_views_in_three_channels(name: str, mode: str) -> None:
-    image = Image.new(mode, (40, 30))
+def test_any_image_gives_uint8_views_in_three_channels(name: str, pixels: Pixels) -> None:
     chosen = recipe(name, 20)
-    for view, spec in zip(make_views(image, chosen, seed=0, epoch=0, sample_id=0), chosen.views, strict=True):
-        side = round(20 * spec.size_factor)
-        assert (view.shape, view.dtype) == ((side, side, 3), np.uint8)
-    assert eval_view(image, 20).shape == (20, 20, 3)
+    for shape in ((30, 40, 1), (30, 40, 3), (1, 1, 3), (1, 300, 1)):
+        views = make_views(np.zeros(shape, np.uint8), chosen, seed=0, epoch=0, sample_id=0, pixels=pixels)
+        assert [(view.shape, view.dtype.name) for view in views] == [((s, s, 3), "uint8") for s in view_sides(chosen)]
+    assert eval_view(np.zeros((30, 40, 1), np.uint8), 20).shape == (20, 20, 3)
 
 
 @pytest.mark.parametrize("name", recipe_names())
@@ -112,16 +135,58 @@ def test_grey_image_gives_the_views_of_its_three_equal_channels(name: str) -> No
     for sample_id in range(20):
         grey = make_views(GREY, recipe(name, 24), seed=0, epoch=0, sample_id=sample_id)
         colour = make_views(GREY_IN_COLOUR, recipe(name, 24), seed=0, epoch=0, sample_id=sample_id)
-        assert all(np.array_equal(one, other) for one, other in zip(grey, colour, strict=True))
+        for one, other, spec in zip(grey, colour, recipe(name, 24).views, strict=True):
+            # The blur's last float bit may decide a tie; solarisation then turns one level into one.
+            assert np.abs(one.astype(int) - other).max() <= (1 if spec.blur_p else 0)
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_fast_views_equal_torchvisions(name: str) -> None:
+    image, chosen = photo(300, 200), recipe(name, 64)
+    for sample_id in range(10):
+        fast, reference = (
+            make_views(image, chosen, seed=0, epoch=0, sample_id=sample_id, pixels=pixels)
+            for pixels in ("fast", "reference")
+        )
+        for view, other, spec in zip(fast, reference, chosen.views, strict=True):
+            differences = np.abs(view.astype(int) - other)
+            # Today's Pillow resizes tall crops in the other order (see test_pixels): a level for a quarter of the
+            # pixels, which strong jitter makes larger. Everything else is rounding.
+            assert differences.mean() < (0.8 if spec.saturation > 0.4 else 0.4), sample_id
+
+
+def test_views_are_written_into_rows_of_batches() -> None:
+    chosen = recipe("small_dino", 28)
+    batches = [np.zeros((3, side, side, 3), np.uint8) for side in view_sides(chosen)]
+    for row, image in enumerate((COLOUR, GREY, GREY_IN_COLOUR)):
+        out = [batch[row] for batch in batches]
+        made = make_views(image, chosen, seed=0, epoch=0, sample_id=row, out=out)
+        assert all(view is target for view, target in zip(made, out, strict=True))
+        fresh = make_views(image, chosen, seed=0, epoch=0, sample_id=row)
+        assert all(np.array_equal(view, batch[row]) for view, batch in zip(fresh, batches, strict=True))
+
+
+def test_images_are_not_changed() -> None:
+    for image in (COLOUR, GREY, SQUARE):
+        before = image.copy()
+        make_views(image, recipe("byol", 16), seed=0, epoch=0, sample_id=0)
+        eval_view(image, 16)[:] = 0
+        np.testing.assert_array_equal(image, before)
 
 
 @pytest.mark.parametrize(
-    ("name", "size", "sides"), [("dino", 224, [224] * 2 + [96] * 8), ("small_dino", 28, [28, 28, 16, 16])]
+    ("name", "size", "sides"),
+    [
+        ("dino", 224, [224] * 2 + [96] * 8),
+        ("swav", 224, [224] * 2 + [96] * 6),
+        ("small_dino", 28, [28, 28, 16, 16]),
+    ],
 )
 def test_multi_crop_recipes_make_two_large_views_and_small_ones(name: str, size: int, sides: list[int]) -> None:
     chosen = recipe(name, size)
     views = make_views(COLOUR, chosen, seed=0, epoch=0, sample_id=0)
     assert [view.shape for view in views] == [(side, side, 3) for side in sides]
+    assert list(view_sides(chosen)) == sides
     large, small = chosen.views[0], chosen.views[-1]
     assert large.crop_scale[0] >= small.crop_scale[1]
     assert all(side >= 12 for side in sides)
@@ -140,6 +205,40 @@ def test_dino_views_have_the_published_probabilities() -> None:
         assert (each.brightness, each.contrast, each.saturation, each.hue) == (0.4, 0.4, 0.2, 0.1)
 
 
+def test_recipes_have_the_published_probabilities() -> None:
+    """crop scale, interpolation, jitter, its strengths, grey, blur, solarisation."""
+    byol = [((0.08, 1.0), "bicubic", 0.8, (0.4, 0.4, 0.2, 0.1), 0.2, *rest) for rest in ((1.0, 0.0), (0.1, 0.2))]
+    moco = ((0.2, 1.0), "bilinear", 0.8, (0.4, 0.4, 0.4, 0.1), 0.2, 0.5, 0.0)
+    expected = {
+        **dict.fromkeys(("barlow_twins", "byol", "vicreg", "triplet"), byol),
+        **{name: [moco, moco] for name in ("moco_v2", "disco", "simsiam")},
+        "s2_bnn": [((0.2, 1.0), "bilinear", 0.6, (0.4, 0.4, 0.4, 0.1), 0.2, 0.2, 0.0)] * 2,
+        "simclr": [((0.08, 1.0), "bicubic", 0.8, (0.8, 0.8, 0.8, 0.2), 0.2, 0.5, 0.0)] * 2,
+        "swav": [
+            (scale, "bilinear", 0.8, (0.8, 0.8, 0.8, 0.2), 0.2, 0.5, 0.0)
+            for scale in [(0.14, 1.0)] * 2 + [(0.05, 0.14)] * 6
+        ],
+        "supervised": [((0.08, 1.0), "bilinear", 0.0, (0.0, 0.0, 0.0, 0.0), 0.0, 0.0, 0.0)],
+    }
+    assert {name: numbers(recipe(name, 224).views) for name in expected} == expected
+    assert recipe("esvit", 224).views == recipe("dino", 224).views
+
+
+def numbers(views: Sequence[ViewSpec]) -> list[tuple[object, ...]]:
+    return [
+        (
+            each.crop_scale,
+            each.interpolation,
+            each.jitter_p,
+            (each.brightness, each.contrast, each.saturation, each.hue),
+            each.grayscale_p,
+            each.blur_p,
+            each.solarise_p,
+        )
+        for each in views
+    ]
+
+
 def test_small_crops_have_their_own_size() -> None:
     specs = (WHOLE, replace(WHOLE, size_factor=96 / 224))
     views = make_views(COLOUR, ViewRecipe("test", specs, 224), seed=0, epoch=0, sample_id=0)
@@ -147,23 +246,30 @@ def test_small_crops_have_their_own_size() -> None:
 
 
 def test_crop_and_resize_equal_torchvision() -> None:
-    for interpolation, theirs in (("bicubic", "BICUBIC"), ("bilinear", "BILINEAR")):
+    image = photo(33, 33)
+    interpolation: Interpolation
+    for interpolation in ("bicubic", "bilinear"):
         spec = replace(WHOLE, interpolation=interpolation)
-        image = photo(33, 33)
-        view = make_views(image, ViewRecipe("test", (spec,), 16), seed=0, epoch=0, sample_id=0)[0]
-        mode = reference.InterpolationMode[theirs]
-        assert np.array_equal(view, np.asarray(reference.resized_crop(image, 0, 0, 33, 33, [16, 16], mode)))
+        (view,) = make_views(image, ViewRecipe("test", (spec,), 16), seed=0, epoch=0, sample_id=0)
+        mode = torchvision.InterpolationMode(interpolation)
+        expected = torchvision.resized_crop(Image.fromarray(image), 0, 0, 33, 33, [16, 16], mode)
+        differences = np.abs(view.astype(int) - np.asarray(expected))
+        assert differences.max() <= 1 and differences.mean() <= 0.03  # see test_pixels
 
 
 @pytest.mark.parametrize("size", [(300, 500), (257, 256), (90, 61), (40, 200)])
 def test_evaluation_view_equals_torchvisions_resize_and_centre_crop(size: tuple[int, int]) -> None:
     image = photo(*size)
-    expected = reference.center_crop(reference.resize(image, [64]), [56, 56])
-    assert np.array_equal(eval_view(image, 56), np.asarray(expected))
+    expected = torchvision.center_crop(torchvision.resize(Image.fromarray(image), [64]), [56, 56])
+    differences = np.abs(eval_view(image, 56).astype(int) - np.asarray(expected))
+    assert differences.max() <= 1 and differences.mean() <= 0.03  # see test_pixels
 
 
 def test_evaluation_view_of_the_right_size_is_the_image() -> None:
-    assert np.array_equal(eval_view(SQUARE, 16), np.asarray(SQUARE))
+    row = np.zeros((16, 16, 3), np.uint8)
+    assert eval_view(SQUARE, 16, out=row) is row
+    np.testing.assert_array_equal(row, SQUARE)
+    np.testing.assert_array_equal(eval_view(SQUARE[:, :, :1], 16), np.repeat(SQUARE[:, :, :1], 3, axis=2))
 
 
 def test_normalised_batch_has_the_recipes_moments() -> None:
@@ -171,7 +277,7 @@ def test_normalised_batch_has_the_recipes_moments() -> None:
     batch = torch.arange(2 * 8 * 8 * 3, dtype=torch.int32).remainder(256).to(torch.uint8).view(2, 8, 8, 3)
     result = normalise(batch, chosen)
     expected = torch.stack(
-        [reference.normalize(image.permute(2, 0, 1) / 255, chosen.mean, chosen.std) for image in batch]
+        [torchvision.normalize(image.permute(2, 0, 1) / 255, chosen.mean, chosen.std) for image in batch]
     )
     torch.testing.assert_close(result, expected, rtol=1e-5, atol=1e-6)  # fp32, scaled by 255 in one step
     assert result.is_contiguous(memory_format=torch.channels_last)
