@@ -28,7 +28,7 @@ Words = npt.NDArray[np.uint64]
 
 MAX_LANES = 512
 _WORD = (1 << 64) - 1
-_PHASE, _CHUNKS, _LANE, _TAIL, _SHUFFLE = range(1, 6)  # what a random word is for: no two uses share a key
+_PHASE, _CHUNKS, _LANE, _TAIL, _SHUFFLE, _SUBSTITUTE = range(1, 7)  # what a random word is for: no two uses share a key
 # Four rounds make a Feistel network pseudo-random (Luby and Rackoff 1988); six, because the halves may be small.
 _ROUNDS = 6
 
@@ -88,9 +88,9 @@ class Order:
         ids = np.empty(flat.size, dtype=np.int64)
         done = 0
         while done < flat.size:
-            start, block = self._block_at(int(flat[done]))
-            end = int(np.searchsorted(flat, start + len(block)))
-            ids[by_position[done:end]] = block[flat[done:end] - start]
+            block = self.block_at(int(flat[done]))
+            end = int(np.searchsorted(flat, block.stop))
+            ids[by_position[done:end]] = block.ids[flat[done:end] - block.start]
             done = end
         return ids.reshape(wanted.shape)
 
@@ -132,12 +132,38 @@ class Order:
         size = self.global_batch // world_size
         return slice(rank * size, (rank + 1) * size)
 
-    def _block_at(self, position: int) -> tuple[int, Ids]:
-        """Find the block that holds a position: its first position, and its ids in order of position."""
+    def block_at(self, position: int) -> Block:
+        """Find the block that holds a position: neighbours in it are read together."""
         epoch, offset = divmod(position, self.num_samples)
         num_bulk, full = self._grid(epoch).num_bulk, self.lanes * self.window * self.chunk
         start = offset // full * full if offset < num_bulk else num_bulk
-        return epoch * self.num_samples + start, self._block(epoch, start)
+        return Block(epoch, epoch * self.num_samples + start, self._block(epoch, start))
+
+    def chunk_of(self, epoch: int, sample_ids: npt.ArrayLike) -> Ids:
+        """Number the chunks that samples lie in, as an epoch cuts them; chunk `i` is `chunk_range(epoch, i)`."""
+        return (np.asarray(sample_ids, dtype=np.int64) - self._grid(epoch).phase) // self.chunk
+
+    def chunk_range(self, epoch: int, number: int) -> range:
+        """List the sample ids of a chunk; the first (-1) and the last of an epoch may be short."""
+        start = self._grid(epoch).phase + number * self.chunk
+        return range(max(start, 0), min(start + self.chunk, self.num_samples))
+
+    def substitute(self, epoch: int, sample_id: int, attempt: int) -> int:
+        """Name the sample that stands in for one that cannot be used: a neighbour in its chunk, the same on every rank.
+
+        Attempt 1 is the first choice. A choice may be unusable too, or the sample itself: ask for the next. After as
+        many attempts as a chunk is long, neighbours are taken in turn, so that every sample is named at last.
+        """
+        chunk = self.chunk_range(epoch, int(self.chunk_of(epoch, sample_id)))
+        if attempt <= self.chunk:
+            return chunk[int(_hash(self.seed, _SUBSTITUTE, epoch, sample_id, attempt)[0]) % len(chunk)]
+        return (sample_id + attempt - self.chunk) % self.num_samples
+
+    def rank_of(self, positions: npt.ArrayLike, world_size: int) -> Ids:
+        """Say which rank's part of its global batch each position is; `rank_run` says the same the other way round."""
+        wanted = np.asarray(positions, dtype=np.int64)
+        lane, time = wanted % self.lanes, wanted % self.global_batch // self.lanes
+        return (lane * (self.global_batch // self.lanes) + time) // (self.global_batch // world_size)
 
     def _grid(self, epoch: int) -> _Grid:
         phase = min(int(_hash(self.seed, _PHASE, epoch)[0]) % self.chunk, self.num_samples)
@@ -172,6 +198,20 @@ class Order:
 
     def _chunks(self, slots: Ids, epoch: int, grid: _Grid) -> Ids:
         return _bijection(slots, grid.num_chunks, int(_hash(self.seed, _CHUNKS, epoch)[0]))
+
+
+@dataclass(frozen=True)
+class Block:
+    """Samples that an epoch mixes with each other: their ids by position, of which `start` is the first."""
+
+    epoch: int
+    start: int
+    ids: Ids
+
+    @property
+    def stop(self) -> int:
+        """The first position after the block."""
+        return self.start + len(self.ids)
 
 
 @dataclass(frozen=True)
