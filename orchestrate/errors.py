@@ -3,6 +3,7 @@
 OrchestrateError
 ├── ConfigError       a YAML file or an option is wrong (exit 2)
 ├── DataError         a dataset is missing, empty or damaged (exit 2)
+│   └── StorageError  a store did not answer within its retries: go on later (exit 74)
 ├── RunDirError       a RunDir belongs to another config, is locked or cannot be written (exit 2)
 ├── CheckpointError   a checkpoint cannot be used
 ├── LaunchError       a launcher could not start, find or stop a job
@@ -27,6 +28,12 @@ class DataError(OrchestrateError):
     """Say which dataset, shard or sample is wrong."""
 
     exit_code = 2
+
+
+class StorageError(DataError):
+    """Say which URL did not answer, and how often it was asked."""
+
+    exit_code = 74  # EX_IOERR of sysexits.h
 
 
 class RunDirError(OrchestrateError):

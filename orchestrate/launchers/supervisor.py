@@ -32,7 +32,7 @@ from orchestrate.launchers.base import (
 from orchestrate.runs import RunDir, write_json
 
 STARTED, BUSY = "started", "busy"
-DIVERGED, PREFLIGHT, HANG, CONTINUE, BAD_INPUT = 88, 87, 86, 75, 2
+DIVERGED, PREFLIGHT, HANG, CONTINUE, NO_STORAGE, BAD_INPUT = 88, 87, 86, 75, 74, 2
 COMMAND_NOT_FOUND = 127
 
 _STOP_SIGNALS = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2})
@@ -86,8 +86,8 @@ def group_exit_code(codes: Sequence[int], first: Sequence[int], *, stopping: boo
 
     Returns:
         0 if all are 0. Else 88 or 87 if any rank says so, as no other rank's end causes these; else 86 if it is among
-        the first failures; else 2 if any rank says so, for the same reason; else the first failure: a signal (128 + its
-        number), then 75, then any other code.
+        the first failures; else 2 or 74 if any rank says so, for the same reason; else the first failure: a signal
+        (128 + its number), then 75, then any other code.
     """
     for code in (DIVERGED, PREFLIGHT):
         if code in codes:
@@ -99,8 +99,9 @@ def group_exit_code(codes: Sequence[int], first: Sequence[int], *, stopping: boo
     failures = [code for code in first if code] or [code for code in codes if code]
     if not failures:
         return 0
-    if HANG not in failures and BAD_INPUT in codes:
-        return BAD_INPUT
+    for code in (BAD_INPUT, NO_STORAGE):
+        if HANG not in failures and code in codes:
+            return code
     chosen = min(failures, key=_rank_of_failure)
     return SIGNAL_BASE - chosen if chosen < 0 else chosen
 

@@ -53,7 +53,7 @@ ATTEMPTS_WITHOUT_PROGRESS = 3
 _LONGEST_DELAY_SECONDS = 60.0
 # A job ends a moment after its results are there; libraries can hang on their way out.
 _LONGEST_ENDING_SECONDS = 120.0
-_CAUSES = {75: Cause.PREEMPTED, 86: Cause.HANG, 87: Cause.PREFLIGHT, 88: Cause.DIVERGED}
+_CAUSES = {74: Cause.INFRASTRUCTURE, 75: Cause.PREEMPTED, 86: Cause.HANG, 87: Cause.PREFLIGHT, 88: Cause.DIVERGED}
 
 
 @dataclass(frozen=True)
