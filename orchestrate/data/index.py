@@ -1,10 +1,9 @@
-"""What a packed dataset holds: shards, classes, and the digest that names its contents."""
+"""What an indexed dataset holds: shards, classes, and the digest that names its contents."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -13,38 +12,48 @@ from typing import Any
 
 from orchestrate.data import storage
 from orchestrate.errors import DataError
-from orchestrate.runs import sync_folder
 
 MANIFEST_NAME = "manifest.json"
-FORMAT = 1
+FORMAT = 2
+# Part of every digest: a manifest of format 2 names the same contents by the same digest as one of format 1.
+_DIGEST_FORMAT = 1
 # A sidecar `<shard>.idx` holds for each sample, little endian: u32 length of its byte range in the tar (headers and
 # padding included) and u32 CRC32 of that range. Ranges lie end to end from byte 0, so a sum of lengths is an offset.
 SIDECAR_BYTES_PER_SAMPLE = 8
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Shard:
-    """One tar of a dataset: its file name, sample count, size in bytes and SHA-256."""
+    """One tar of a dataset: its file name, sample count, size in bytes, SHA-256, and what marks a change of it.
+
+    `version` is what the store called the object when it was indexed: an ETag, for local files the time of the last
+    change; "" if nobody looked.
+    """
 
     name: str
     samples: int
     bytes: int
     sha256: str
+    version: str = ""
 
     @property
     def sidecar(self) -> str:
-        """File name of the index beside the tar."""
+        """File name of the index beside the manifest."""
         return f"{self.name}.idx"
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """Everything about a dataset but its samples; `classes` is empty for unlabelled data, `info` is free text."""
+    """Everything about a dataset but its samples; `classes` is empty for unlabelled data, `info` is free text.
+
+    `base` is the folder of the tars, "" where they lie beside the manifest; sidecars always lie beside the manifest.
+    """
 
     shards: tuple[Shard, ...]
     classes: tuple[str, ...] = ()
     split: str = "train"
     info: Mapping[str, Any] = field(default_factory=dict)
+    base: str = ""
 
     @cached_property
     def num_samples(self) -> int:
@@ -59,22 +68,32 @@ class Manifest:
     @cached_property
     def digest(self) -> str:
         """Name the contents: SHA-256 over the shards' checksums and counts, and the classes; not over names or time."""
-        contents = [FORMAT, list(self.classes), [[shard.samples, shard.sha256] for shard in self.shards]]
+        contents = [_DIGEST_FORMAT, list(self.classes), [[shard.samples, shard.sha256] for shard in self.shards]]
         return hashlib.sha256(json.dumps(contents, separators=(",", ":")).encode()).hexdigest()
+
+    def shard_url(self, url: str, shard: Shard) -> str:
+        """Say where a tar lies, of the dataset whose manifest lies at `url`."""
+        return storage.join(self.base or url, shard.name)
+
+    def sidecar_url(self, url: str, shard: Shard) -> str:
+        """Say where the index of a tar lies, of the dataset whose manifest lies at `url`."""
+        return storage.join(url, shard.sidecar)
 
 
 def load_manifest(url: str) -> Manifest:
-    """Read the manifest of a packed dataset.
+    """Read the manifest of a packed or indexed dataset.
 
     Raises:
         DataError: missing, damaged, of a newer format, or without samples.
+        StorageError: the store did not answer.
     """
     try:
         text = storage.read(storage.join(url, MANIFEST_NAME))
     except (FileNotFoundError, NotADirectoryError):
         raise DataError(
-            f"{url}: no {MANIFEST_NAME}; make it with `orchestrate data pack SOURCE {url}` (it is written last: a pack "
-            "that was interrupted goes on when run again)"
+            f"{url}: no {MANIFEST_NAME}; make it with `orchestrate data pack SOURCE {url}`, or with `orchestrate data "
+            f"index {url}` where shards are there already (it is written last: what was interrupted goes on when run "
+            "again)"
         ) from None
     except OSError as error:
         raise DataError(f"{url}/{MANIFEST_NAME}: cannot be read: {error.strerror or error}") from error
@@ -85,12 +104,17 @@ def load_manifest(url: str) -> Manifest:
 
 
 def check_shards(url: str, manifest: Manifest) -> None:
-    """Check that every shard and sidecar is there and has its size; reads none of them.
+    """Check that every local shard and sidecar is there and has its size; reads none of them.
+
+    Files of other stores are not looked at: a large set would cost a request each before the first batch. They are
+    checked when they are first read, all of them by `orchestrate data verify`.
 
     Raises:
         DataError: names the files that are missing or differ, at most ten.
     """
-    problems = [problem for shard in manifest.shards for problem in _shard_problems(url, shard)]
+    if storage.local_path(url) is None and storage.local_path(manifest.base or url) is None:
+        return
+    problems = [problem for shard in manifest.shards for problem in _shard_problems(url, manifest, shard)]
     if problems:
         shown = "".join(f"\n  {problem}" for problem in problems[:10])
         more = f"\n  and {len(problems) - 10} more" if len(problems) > 10 else ""
@@ -108,61 +132,73 @@ def dataset_identity(url: str) -> tuple[str, int, tuple[str, ...]]:
     return manifest.digest, manifest.num_samples, manifest.classes
 
 
-def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Write the manifest at once or not at all; the caller has made the shards durable before."""
-    fields: dict[str, Any] = {
+def write_manifest(url: str | Path, manifest: Manifest) -> None:
+    """Write the manifest at once or not at all; the caller has made shards and sidecars durable before.
+
+    Raises:
+        OSError: the folder cannot be written.
+        DataError: the store cannot.
+    """
+    head: dict[str, Any] = {
         "format": FORMAT,
         "split": manifest.split,
         "classes": list(manifest.classes),
         "num_samples": manifest.num_samples,
         "digest": manifest.digest,
-        "shards": [vars(shard) for shard in manifest.shards],
+        "base": manifest.base,
         "info": dict(manifest.info),
     }
-    write_atomically(folder / MANIFEST_NAME, json.dumps(fields, indent=1).encode())
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file so that a crash at any point leaves the old one or the whole new one."""
-    temporary = path.with_name(f"{path.name}.part")
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    sync_folder(path.parent)
+    # A line for each shard, without the names of its fields: 100 bytes of 100,000 shards are 10 MB.
+    rows = ",\n".join(
+        json.dumps([shard.name, shard.samples, shard.bytes, shard.sha256, shard.version]) for shard in manifest.shards
+    )
+    text = f'{json.dumps(head, indent=1)[:-2]},\n "shards": [\n{rows}\n ]\n}}\n'
+    storage.write(storage.join(str(url), MANIFEST_NAME), text.encode())
 
 
 def _parse(text: bytes, file_url: str) -> Manifest:
     try:
         fields = json.loads(text)
-        if fields["format"] != FORMAT:
-            raise DataError(f"{file_url}: format {fields['format']}, this version reads {FORMAT}; update orchestrate")
+        if fields["format"] not in (1, FORMAT):
+            raise DataError(
+                f"{file_url}: format {fields['format']}, this version reads 1 and {FORMAT}; update orchestrate"
+            )
         manifest = Manifest(
-            shards=tuple(
-                Shard(str(shard["name"]), int(shard["samples"]), int(shard["bytes"]), str(shard["sha256"]))
-                for shard in fields["shards"]
-            ),
+            shards=tuple(map(_parse_shard, fields.pop("shards"))),
             classes=tuple(str(name) for name in fields["classes"]),
             split=str(fields["split"]),
             info=dict(fields.get("info", {})),
+            base=str(fields.get("base", "")),
         )
         stated = fields["digest"]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(
-            f"{file_url}: damaged ({type(error).__name__}: {error}); pack again with --overwrite, or copy it again"
+            f"{file_url}: damaged ({type(error).__name__}: {error}); pack or index again, or copy it again"
         ) from error
     if stated != manifest.digest:
         raise DataError(f"{file_url}: edited or damaged: its digest does not match its shards; copy it again")
     return manifest
 
 
-def _shard_problems(url: str, shard: Shard) -> list[str]:
-    expected = {shard.name: shard.bytes, shard.sidecar: shard.samples * SIDECAR_BYTES_PER_SAMPLE}
+def _parse_shard(row: Any) -> Shard:
+    """Read a shard as it is written now (a list), or as format 1 wrote it (an object)."""
+    if isinstance(row, dict):
+        row = [row[name] for name in ("name", "samples", "bytes", "sha256")] + [row.get("version", "")]
+    name, samples, num_bytes, sha256, version = row
+    return Shard(str(name), int(samples), int(num_bytes), str(sha256), str(version))
+
+
+def _shard_problems(url: str, manifest: Manifest, shard: Shard) -> list[str]:
+    expected = {
+        manifest.shard_url(url, shard): (shard.name, shard.bytes),
+        manifest.sidecar_url(url, shard): (shard.sidecar, shard.samples * SIDECAR_BYTES_PER_SAMPLE),
+    }
     problems = []
-    for name, num_bytes in expected.items():
+    for file_url, (name, num_bytes) in expected.items():
+        if storage.local_path(file_url) is None:
+            continue
         try:
-            found = storage.size(storage.join(url, name))
+            found = storage.size(file_url)
         except FileNotFoundError:
             problems.append(f"{name}: missing")
             continue

@@ -7,13 +7,23 @@ import os
 import struct
 import tarfile
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from orchestrate.data import storage
 from orchestrate.data.index import SIDECAR_BYTES_PER_SAMPLE, Shard
+from orchestrate.data.tar_headers import (
+    BLOCK,
+    RESERVED_EXTENSIONS,
+    extension_size,
+    holds_data,
+    odd_header,
+    padded,
+    plain_header,
+    split_name,
+)
 
-_BLOCK = 512
 _ENTRY = struct.Struct("<II")
 assert _ENTRY.size == SIDECAR_BYTES_PER_SAMPLE
 
@@ -25,7 +35,7 @@ def pack_sample(key: str, members: dict[str, bytes]) -> bytes:
         ValueError: the name does not fit a USTAR header (100 bytes, or 255 with a `/` at the right place).
     """
     return b"".join(
-        member_header(f"{key}.{extension}", len(data)) + data + bytes(-len(data) % _BLOCK)
+        member_header(f"{key}.{extension}", len(data)) + data + bytes(-len(data) % BLOCK)
         for extension, data in sorted(members.items())
     )
 
@@ -38,27 +48,80 @@ def member_header(name: str, size: int) -> bytes:
 
 
 def unpack_sample(data: bytes) -> tuple[str, dict[str, bytes]]:
-    """Split the byte range of a sample into its key and its members by extension.
+    """Split the byte range of a sample into its key and its members by extension, as stock webdataset does.
 
-    The key ends at the first dot of the base name, as in stock webdataset.
+    A range may also hold what stock readers skip: folders, links, members without a key. A repeated extension is an
+    error, as it is for them.
 
     Raises:
         ValueError: the range does not hold whole members of one key.
     """
-    key, members, offset = "", dict[str, bytes](), 0
-    while offset < len(data):
-        name, size = _parse_header(data[offset : offset + _BLOCK])
-        folder, slash, base = name.rpartition("/")
-        stem, _, extension = base.partition(".")
-        found = folder + slash + stem
-        if members and found != key:
-            raise ValueError(f"members of two samples in one range: {key}, {found}")
-        key, start = found, offset + _BLOCK
-        members[extension.lower()] = data[start : start + size]
-        offset = start + size + -size % _BLOCK
-    if offset != len(data) or not members:
+    key, members = "", dict[str, bytes]()
+    for name, contents in _members(data):
+        split = split_name(name)
+        if split is None:
+            continue
+        if members and split[0] != key:
+            raise ValueError(f"members of two samples in one range: {key}, {split[0]}")
+        key, extension = split
+        if extension in members or extension in RESERVED_EXTENSIONS:
+            raise ValueError(f"{name}: a second member .{extension} in one sample")
+        members[extension] = contents
+    if not members:
         raise ValueError("a member is cut")
     return key, members
+
+
+def _members(data: bytes) -> Iterator[tuple[str, bytes]]:
+    """Yield name and contents of each file; what is no file has an empty name."""
+    offset = 0
+    while offset < len(data):
+        name, start, size = _next_member(data, offset)
+        offset = start + padded(size)
+        if offset > len(data):
+            raise ValueError("a member is cut")
+        yield name, data[start : start + size]
+
+
+def _next_member(data: bytes, offset: int) -> tuple[str, int, int]:
+    """Find name, start of contents and size of the member whose first header is at `offset`."""
+    plain = plain_header(data[offset : offset + BLOCK])
+    if plain is not None:
+        return plain[0], offset + BLOCK, plain[1]
+    end = offset
+    while (size := extension_size(data[end : end + BLOCK])) is not None:
+        end += BLOCK + size
+    end += BLOCK
+    info = odd_header(data[offset:end])
+    return info.name if info.isreg() else "", end, info.size if holds_data(info) else 0
+
+
+def load_sidecar(url: str) -> list[tuple[int, int]]:
+    """Read a sidecar: length and CRC32 of each sample's range.
+
+    Raises:
+        OSError: it is missing or cannot be read.
+        ValueError: it holds a part of an entry.
+    """
+    return parse_sidecar(storage.read(url))
+
+
+def parse_sidecar(data: bytes | bytearray) -> list[tuple[int, int]]:
+    """Split the bytes of a sidecar; see `load_sidecar`. Raises ValueError."""
+    if len(data) % _ENTRY.size:
+        raise ValueError(f"{len(data):,} bytes, not {_ENTRY.size} for each sample")
+    return list(_ENTRY.iter_unpack(data))
+
+
+def read_sample(url: str, sidecar_url: str, number: int) -> tuple[str, dict[str, bytes]]:
+    """Read one sample of a shard: key and members. Its checksum is not looked at.
+
+    Raises:
+        OSError: shard or sidecar cannot be read.
+        ValueError: they do not fit together.
+    """
+    lengths = [length for length, _ in load_sidecar(sidecar_url)]
+    return unpack_sample(storage.read(url, sum(lengths[:number]), lengths[number]))
 
 
 def write_shard(path: Path, samples: Iterable[bytes]) -> Shard:
@@ -108,16 +171,7 @@ def recover_shard(path: Path) -> Shard | None:
 
 def _archive_end(size: int) -> bytes:
     """Two empty blocks end a tar; it is padded to whole records, as tar programs write it."""
-    return bytes(2 * _BLOCK + -(size + 2 * _BLOCK) % tarfile.RECORDSIZE)
-
-
-def _parse_header(header: bytes) -> tuple[str, int]:
-    """Read name and size from a USTAR header; `tarfile` takes ten times as long."""
-    if len(header) < _BLOCK or header[156:157] not in (b"0", b"\0"):
-        raise ValueError("not the header of a plain file")
-    name, prefix = header[:100].rstrip(b"\0"), header[345:500].rstrip(b"\0")
-    full = prefix + b"/" + name if prefix else name
-    return full.decode("utf-8", "surrogateescape"), int(header[124:136].strip(b" \0"), 8)
+    return bytes(2 * BLOCK + -(size + 2 * BLOCK) % tarfile.RECORDSIZE)
 
 
 def _sync(file: Any) -> None:
