@@ -33,11 +33,15 @@ class Item:
 
 @dataclass(frozen=True)
 class Source:
-    """Everything to pack, before any image is read; `read` may run in another process."""
+    """Everything to pack, before any image is read; `read` and `read_members` may run in another process.
+
+    `read_members` gives the image and all else that belongs to it, by extension; None where images are alone.
+    """
 
     items: Sequence[Item]
     classes: tuple[str, ...]
     read: Callable[[Item], bytes]
+    read_members: Callable[[Item], dict[str, bytes]] | None = None
 
     @property
     def identity(self) -> str:
@@ -127,13 +131,13 @@ def relabel(source: Source, classes: Sequence[str]) -> Source:
 
 
 def _finish(subject: Path, items: list[Item], names: list[str], problems: list[str]) -> Source:
-    problems += _key_problems(items, names)
+    problems += key_problems(items, names)
     if problems:
         raise problems_error(subject, problems)
     return Source(items, class_order({item.class_name for item in items} - {""}), read_file)
 
 
-def _key_problems(items: list[Item], names: list[str]) -> Iterator[str]:
+def key_problems(items: Sequence[Item], names: Sequence[str]) -> Iterator[str]:
     """Find names that a tar or stock webdataset would not give back."""
     seen: dict[str, str] = {}
     for item, name in zip(items, names, strict=True):

@@ -227,7 +227,7 @@ def test_bad_requests_are_refused_before_anything_is_written(images: Path, tmp_p
     (tmp_path / "file").touch()
     requests = [
         (tmp_path / "nowhere", "x", {}, "no such file or folder; give a folder of images"),
-        (tmp_path / "file", "x", {}, "not a folder, .csv or .tsv file"),
+        (tmp_path / "file", "x", {}, "not a folder, .csv, .tsv or tar file"),
         (images, "full", {}, "not empty, and holds no packed dataset"),
         (images, "file", {}, "cannot be written"),
         (images, "file/x", {}, "cannot be written"),
