@@ -110,17 +110,18 @@ def run_bare(values: dict[str, Any], steps: int) -> Facts:
 @contextmanager
 def batches(config: Any, ranks: Any, recipe: Any) -> Iterator[Any]:
     """Open the stream that the trainer opens."""
+    from orchestrate.data.source import Loading
     from orchestrate.data.stream import TrainStream
 
-    place = {"rank": ranks.rank, "world_size": ranks.world_size, "workers": config.system.workers}
     stream = TrainStream(
         config.data.train,
         recipe=recipe,
         seed=0,
         global_batch=config.train.global_batch,
         start_step=0,
-        with_labels=False,
-        **place,
+        rank=ranks.rank,
+        world_size=ranks.world_size,
+        loading=Loading.of(config.system),
     )
     try:
         yield stream

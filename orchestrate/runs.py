@@ -16,6 +16,7 @@ class RunDir:
     run.yaml                     the resolved config; written once, by whoever creates the folder
     status.json                  heartbeat; rank 0
     metrics.jsonl                a line a step; rank 0
+    damaged_samples.jsonl        training samples in whose place others stand; rank 0; absent if there are none
     checkpoints/<step>/          whole or absent; `checkpoints/latest.json` moves last
     results/<encoder>.<key>.json one probe of one encoder; results/done.json proves completion; rank 0
     logs/attempt-<n>/rank-<r>.log
@@ -41,6 +42,11 @@ class RunDir:
     def metrics_file(self) -> Path:
         """A JSON line for each optimizer step."""
         return self.path / "metrics.jsonl"
+
+    @property
+    def damaged_file(self) -> Path:
+        """A JSON line for each damaged training sample."""
+        return self.path / "damaged_samples.jsonl"
 
     @property
     def checkpoints(self) -> Path:

@@ -2,11 +2,12 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import Field, ValidationError
+from pydantic import AfterValidator, Field, ValidationError
 
 from orchestrate.config.checks import cross_checks
 from orchestrate.config.fields import Url
@@ -30,7 +31,7 @@ from ssl_methods import plugins
 
 METHODS = "ssl_methods.methods"
 PROBES = "orchestrate.evaluation.probes"
-FORMAT = 2  # raise it when the meaning of a key changes: old fingerprints then stay with the old meaning
+FORMAT = 3  # raise it when the meaning of a key changes: old fingerprints then stay with the old meaning
 
 
 class DataConfig(Section):
@@ -49,11 +50,25 @@ class BackboneConfig(Section):
     stem: Literal["default", "small"] = "default"
 
 
+def _function_or_nothing(path: str) -> str:
+    if path and not re.fullmatch(r"[\w.]+:\w+", path):
+        raise ValueError("must be `module:function`, or empty")
+    return path
+
+
 class ViewsConfig(Section):
-    """Crop and augmentation recipe; `auto` takes the method's own."""
+    """Crop and augmentation recipe; `auto` takes the method's own.
+
+    Attributes:
+        pixels: `fast` equals torchvision to a grey level; `reference` is torchvision; `device` crops on the CPU and
+            leaves colours, blur and solarisation to the GPU.
+        transform: `module:function` of yours that is run on each decoded image first; see docs/data.md.
+    """
 
     name: str = "auto"
     size: Annotated[int, Field(ge=8, le=1024)] = 224
+    pixels: Literal["fast", "reference", "device"] = "fast"
+    transform: Annotated[str, AfterValidator(_function_or_nothing)] = ""
 
 
 class RunConfig(Section):

@@ -82,12 +82,25 @@ class SystemConfig(Section):
         micro_batch: images that a rank pushes through the network at once; the gradient stays that of the whole batch.
         deterministic: take kernels that give the same bits every time.
         elastic: let another number of ranks go on with a method that is tied to the number of ranks.
+        workers: threads of a rank that decode and augment; `loader: processes` for transforms that hold Python's lock.
+        loader: what the workers are.
+        read_ahead: fetch what comes next in long ranges: from object stores only (`remote`), `always` or `never`.
+        data_memory_gb: of samples fetched ahead, a rank.
+        cache: folder on a node's own disk for what was fetched, shared by its ranks; empty for none.
+        cache_gb: that the folder may hold.
+        max_damaged: share of the samples that may turn out damaged before the training stops with their list.
         hang_minutes: without a step for so long, a rank dumps its stacks and ends.
     """
 
     engine: Literal["deepspeed", "ddp"] = "deepspeed"
     zero_stage: Literal[0, 1, 2, 3] = 0
     workers: Annotated[int, Field(ge=0, le=64)] = 1
+    loader: Literal["threads", "processes"] = "threads"
+    read_ahead: Literal["remote", "always", "never"] = "remote"
+    data_memory_gb: Positive = 4.0
+    cache: str = ""
+    cache_gb: Positive = 100.0
+    max_damaged: Fraction = 1e-4
     checkpoint_every: Length = Budget(1, "ep")
     keep_checkpoints: Annotated[int, Field(ge=2)] = 2
     milestones: Parts = ()

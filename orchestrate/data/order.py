@@ -71,6 +71,7 @@ class Order:
         self.chunk, self.window, self.seed = chunk, window, seed & _WORD
         # A step touches one block, two at a border, four at most where epochs are longer than a batch.
         self._block = lru_cache(maxsize=4)(self._build_block)
+        self._grid = lru_cache(maxsize=64)(self._build_grid)
         # Cuts the global batch lane by lane: neighbours in it share a lane, hence chunks.
         self._lane_major = np.arange(global_batch, dtype=np.int64).reshape(-1, self.lanes).T.ravel()
 
@@ -140,8 +141,12 @@ class Order:
         return Block(epoch, epoch * self.num_samples + start, self._block(epoch, start))
 
     def chunk_of(self, epoch: int, sample_ids: npt.ArrayLike) -> Ids:
-        """Number the chunks that samples lie in, as an epoch cuts them; chunk `i` is `chunk_range(epoch, i)`."""
+        """Number the chunks that samples lie in, as an epoch cuts them."""
         return (np.asarray(sample_ids, dtype=np.int64) - self._grid(epoch).phase) // self.chunk
+
+    def chunk_around(self, epoch: int, sample_id: int) -> range:
+        """List the sample ids of the chunk that a sample lies in."""
+        return self.chunk_range(epoch, (sample_id - self._grid(epoch).phase) // self.chunk)
 
     def chunk_range(self, epoch: int, number: int) -> range:
         """List the sample ids of a chunk; the first (-1) and the last of an epoch may be short."""
@@ -154,7 +159,7 @@ class Order:
         Attempt 1 is the first choice. A choice may be unusable too, or the sample itself: ask for the next. After as
         many attempts as a chunk is long, neighbours are taken in turn, so that every sample is named at last.
         """
-        chunk = self.chunk_range(epoch, int(self.chunk_of(epoch, sample_id)))
+        chunk = self.chunk_around(epoch, sample_id)
         if attempt <= self.chunk:
             return chunk[int(_hash(self.seed, _SUBSTITUTE, epoch, sample_id, attempt)[0]) % len(chunk)]
         return (sample_id + attempt - self.chunk) % self.num_samples
@@ -165,7 +170,7 @@ class Order:
         lane, time = wanted % self.lanes, wanted % self.global_batch // self.lanes
         return (lane * (self.global_batch // self.lanes) + time) // (self.global_batch // world_size)
 
-    def _grid(self, epoch: int) -> _Grid:
+    def _build_grid(self, epoch: int) -> _Grid:
         phase = min(int(_hash(self.seed, _PHASE, epoch)[0]) % self.chunk, self.num_samples)
         num_chunks = (self.num_samples - phase) // self.chunk
         return _Grid(phase, num_chunks, num_bulk=num_chunks // self.lanes * self.lanes * self.chunk)

@@ -21,18 +21,21 @@ import torch
 
 from orchestrate.config.run import RunConfig
 from orchestrate.data.order import Order
+from orchestrate.data.source import Loading
 from orchestrate.data.stream import Batch, TrainStream
 from orchestrate.engine.base import Engine
 from orchestrate.engine.checkpoint import CheckpointStore, Position
 from orchestrate.engine.memory import peak_memory_gb
 from orchestrate.engine.metrics import EventLog, MetricsLog, ProgressLine, Throughput
 from orchestrate.engine.optim import set_rates
+from orchestrate.engine.quarantine import Quarantine
 from orchestrate.engine.ranks import Ranks
 from orchestrate.engine.schedule import schedules_of
 from orchestrate.engine.startup import Startup
 from orchestrate.engine.watch import HangWatch, Heartbeat, StopWatch
 from orchestrate.errors import CheckpointError, DivergedError
 from orchestrate.runs import RunDir
+from ssl_methods.device_views import finish_views
 from ssl_methods.method import Progress, StepOutput
 from ssl_methods.views import ViewRecipe, normalise
 
@@ -104,6 +107,9 @@ class Trainer:
         self._fingerprint = config.fingerprint()
         self._throughput = Throughput(config.train.global_batch)
         self._hang = HangWatch(config.system.hang_minutes * 60)
+        self._quarantine = Quarantine(
+            run.damaged_file, ranks, num_samples=num_samples, max_fraction=config.system.max_damaged
+        )
         self._checkpoints = CheckpointStore(
             run.checkpoints,
             ranks,
@@ -163,9 +169,12 @@ class Trainer:
             global_batch=config.train.global_batch,
             rank=self._ranks.rank,
             world_size=self._ranks.world_size,
-            workers=config.system.workers,
             start_step=start,
             with_labels=self._engine.method.uses_labels,
+            pixels=config.views.pixels,
+            transform=config.views.transform,
+            quarantined=self._quarantine.sample_ids,
+            loading=Loading.of(config.system, pinned=self._ranks.device.type == "cuda"),
         )
         self._order = _plan_of(stream.order)
         if position is not None and position.order != self._order:
@@ -207,7 +216,7 @@ class Trainer:
         self._engine.method.before_step(self._progress(step - 1))
         lr = self._set_rates(step - 1)
         output = self._forward(batch)
-        means, stop = self._agree(output, step)
+        means, stop = self._agree(output, batch, step, stream.new_retries())
         facts = self._update(output, step)
         if not math.isfinite(facts.get("grad_norm", 0.0)) and not facts.get("skipped"):
             raise DivergedError(f"step {step}: grad_norm = {facts['grad_norm']}; {_ADVICE}")
@@ -235,18 +244,28 @@ class Trainer:
 
     def _forward(self, batch: Batch) -> StepOutput:
         device = self._ranks.device
-        views = [normalise(view.to(device, non_blocking=True), self._recipe) for view in batch.views]
+        views = [view.to(device, non_blocking=True) for view in batch.views]
+        if batch.parameters:
+            views = [finish_views(view, each) for view, each in zip(views, batch.parameters, strict=True)]
+        views = [normalise(view, self._recipe) for view in views]
         labels = None if batch.labels is None else batch.labels.to(device, non_blocking=True)
         return self._engine.forward(views, labels)
 
-    def _agree(self, output: StepOutput, step: int) -> tuple[dict[str, float], bool]:
-        """Average loss and metrics over the ranks and learn of requests to stop and failed saves: one collective."""
+    def _agree(self, output: StepOutput, batch: Batch, step: int, retries: float) -> tuple[dict[str, float], bool]:
+        """Average loss and metrics over the ranks, and learn what else happened on any of them: one collective."""
         names = ["loss", *output.metrics]
-        flags = [torch.tensor(float(flag)) for flag in (self._stop.requested, bool(self._checkpoints.failure))]
-        *values, stops, failures = self._ranks.mean([output.loss, *output.metrics.values(), *flags])
+        facts = (self._stop.requested, bool(self._checkpoints.failure), len(batch.damaged), batch.substituted, retries)
+        flags = [torch.tensor(float(fact), dtype=torch.float64) for fact in facts]
+        found = self._ranks.mean([output.loss, *output.metrics.values(), *flags])
+        values, (stops, failures, damaged, substituted, retried) = found[: len(names)], found[len(names) :]
         if failures > 0:
             self._checkpoints.finish()  # raises on every rank
+        if damaged > 0:
+            self._quarantine.add(step, batch.damaged)  # raises on every rank if there are too many
         means = dict(zip(names, values, strict=True))
+        for name, mean in {"substituted_samples": substituted, "read_retries": retried}.items():
+            if mean > 0:
+                means[name] = round(mean * self._ranks.world_size)
         broken = [f"{name} = {value}" for name, value in means.items() if not math.isfinite(value)]
         if broken:
             raise DivergedError(f"step {step}: {', '.join(broken)}; {_ADVICE}")

@@ -1,14 +1,15 @@
 """Features of a whole dataset under a frozen encoder, computed by all ranks, each sample once."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d
 
-from orchestrate.data.stream import EvalStream
+from orchestrate.data.evaluation_stream import EvalStream
+from orchestrate.data.source import Loading
 from orchestrate.evaluation.probe import Features
 
 _BATCH = 256
@@ -47,7 +48,8 @@ def extract(
     rank: int,
     world_size: int,
     device: torch.device,
-    workers: int = 0,
+    loading: Loading = Loading(),  # noqa: B008 (frozen)
+    damaged: Literal["refuse", "leave out"] = "refuse",
 ) -> Features | None:
     """Compute the features of a dataset; every rank must call it.
 
@@ -57,13 +59,15 @@ def extract(
         size: side of the square evaluation view, in pixels.
         rank, world_size: each rank computes a contiguous run of samples.
         device: where the ranks' collectives work.
-        workers: threads that read ahead.
+        loading: threads that read ahead, cache.
+        damaged: what to do with damaged samples.
 
     Returns:
         The features in sample order on rank 0, None elsewhere.
     """
     values, labels = [], []
-    stream = EvalStream(url, size=size, batch_size=_BATCH, rank=rank, world_size=world_size, workers=workers)
+    place: dict[str, Any] = {"rank": rank, "world_size": world_size}
+    stream = EvalStream(url, size=size, batch_size=_BATCH, damaged=damaged, loading=loading, **place)
     for _, images, classes in stream:
         assert classes is not None, "datasets without labels are refused before a trial starts"
         values.append(encode(images))

@@ -3,12 +3,13 @@
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from orchestrate.config.run import PROBES, RunConfig
+from orchestrate.data.source import Loading
 from orchestrate.evaluation.features import extract
 from orchestrate.evaluation.probe import Features, Probe
 from orchestrate.runs import RunDir, read_json, write_json
@@ -49,7 +50,9 @@ def score_encoders(
             continue
         encode = build()
         began = time.perf_counter()
-        train, val = (_extract(encode, url, config, place) for url in (config.data.train, config.data.val))
+        # Training goes on without damaged samples, so its probes do too; a score is of the whole validation set.
+        train = _extract(encode, config.data.train, config, place, damaged="leave out")
+        val = _extract(encode, config.data.val, config, place, damaged="refuse")
         if train is not None and val is not None:
             seconds = time.perf_counter() - began
             for probe in probes:
@@ -57,7 +60,9 @@ def score_encoders(
         place.wait_for_main()
 
 
-def _extract(encode: Encode, url: str, config: RunConfig, place: Place) -> Features | None:
+def _extract(
+    encode: Encode, url: str, config: RunConfig, place: Place, *, damaged: Literal["refuse", "leave out"]
+) -> Features | None:
     return extract(
         encode,
         url,
@@ -65,7 +70,8 @@ def _extract(encode: Encode, url: str, config: RunConfig, place: Place) -> Featu
         rank=place.rank,
         world_size=place.world_size,
         device=place.device,
-        workers=config.system.workers,
+        loading=Loading.of(config.system),
+        damaged=damaged,
     )
 
 

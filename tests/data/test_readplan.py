@@ -16,7 +16,8 @@ def plans(draw: st.DrawFn) -> tuple[Order, int, int]:
     world_size = draw(st.integers(1, 4))
     order = Order(
         draw(st.integers(1, 400)), draw(st.integers(0, 9)),
-        global_batch=world_size * draw(st.integers(1, 12)), chunk=draw(st.integers(1, 8)), window=draw(st.integers(1, 3)),
+        global_batch=world_size * draw(st.integers(1, 12)),
+        chunk=draw(st.integers(1, 8)), window=draw(st.integers(1, 3)),
     )  # fmt: skip
     return order, world_size, draw(st.integers(0, 30))
 

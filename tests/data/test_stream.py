@@ -1,8 +1,6 @@
 import shutil
 import threading
-from contextlib import closing
-from dataclasses import replace
-from itertools import islice
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,48 +9,14 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from orchestrate.data.index import load_manifest, write_manifest
+from orchestrate.data.evaluation_stream import EvalStream
 from orchestrate.data.pack import pack
 from orchestrate.data.reader import Reader
-from orchestrate.data.shards import write_shard
-from orchestrate.data.stream import Batch, EvalStream, TrainStream
-from orchestrate.errors import DataError
-from ssl_methods.views import recipe
+from orchestrate.data.source import Loading
+from orchestrate.data.stream import Batch, TrainStream
+from orchestrate.errors import ConfigError, DataError
+from tests.data.streams import VIEWS, assert_same, batches, byte_of_sample, flip, joined, stream
 from tests.datasets import draw_shapes
-
-GLOBAL_BATCH = 12
-VIEWS = recipe("simclr", 16)
-
-
-def stream(url: str, *, rank: int = 0, world_size: int = 1, workers: int = 0, start_step: int = 0) -> TrainStream:
-    return TrainStream(
-        url, recipe=VIEWS, seed=3, global_batch=GLOBAL_BATCH, rank=rank, world_size=world_size, workers=workers,
-        start_step=start_step, with_labels=True,
-    )  # fmt: skip
-
-
-def batches(url: str, num_steps: int, **options: int) -> list[Batch]:
-    with closing(stream(url, **options)) as opened:
-        return list(islice(opened, num_steps))
-
-
-def assert_same(found: Batch, expected: Batch) -> None:
-    np.testing.assert_array_equal(found.sample_ids, expected.sample_ids)
-    assert found.fingerprint == expected.fingerprint
-    assert all(torch.equal(a, b) for a, b in zip(found.views, expected.views, strict=True))
-    assert found.labels is not None
-    assert expected.labels is not None
-    assert torch.equal(found.labels, expected.labels)
-
-
-def joined(parts: list[Batch]) -> Batch:
-    return Batch(
-        np.concatenate([part.sample_ids for part in parts]),
-        [torch.cat(same) for same in zip(*(part.views for part in parts), strict=True)],
-        torch.cat([part.labels for part in parts]),
-        parts[0].fingerprint,
-    )
-
 
 NUM_STEPS = 20  # two epochs and a half
 
@@ -128,7 +92,7 @@ def test_labels_are_those_of_the_samples(tiny_dataset: str, uninterrupted: list[
 
 
 def test_labels_come_only_when_asked_for(tiny_dataset: str) -> None:
-    opened = TrainStream(tiny_dataset, recipe=VIEWS, seed=0, global_batch=4, rank=0, world_size=1, workers=0)
+    opened = TrainStream(tiny_dataset, recipe=VIEWS, seed=0, global_batch=4, rank=0, world_size=1)
     assert next(opened).labels is None
 
 
@@ -136,10 +100,7 @@ def test_unlabelled_data_streams_but_gives_no_labels(tmp_path: Path) -> None:
     draw_shapes(tmp_path / "images", 5, num_classes=1)
     pack(str(tmp_path / "images/disc"), str(tmp_path / "packed"), workers=1)
     url = str(tmp_path / "packed")
-    assert (
-        len(next(TrainStream(url, recipe=VIEWS, seed=0, global_batch=8, rank=0, world_size=1, workers=0)).sample_ids)
-        == 8
-    )
+    assert len(next(TrainStream(url, recipe=VIEWS, seed=0, global_batch=8, rank=0, world_size=1)).sample_ids) == 8
     assert next(iter(EvalStream(url, size=16, batch_size=5))).labels is None
     with pytest.raises(DataError, match="has no labels, and the method needs them"):
         stream(url)
@@ -166,7 +127,9 @@ def test_ranks_that_do_not_divide_the_batch_are_refused(tiny_dataset: str) -> No
 @pytest.mark.parametrize("workers", [0, 2])
 def test_evaluation_sees_each_sample_once_over_ranks(tiny_dataset: str, world_size: int, workers: int) -> None:
     streams = [
-        EvalStream(tiny_dataset, size=16, batch_size=10, rank=rank, world_size=world_size, workers=workers)
+        EvalStream(
+            tiny_dataset, size=16, batch_size=10, rank=rank, world_size=world_size, loading=Loading(workers=workers)
+        )
         for rank in range(world_size)
     ]
     found = [list(each) for each in streams]
@@ -189,73 +152,60 @@ def test_evaluation_images_are_the_packed_pixels(tiny_dataset: str) -> None:
     (batch,) = EvalStream(tiny_dataset, size=28, batch_size=97)
     reader = Reader(tiny_dataset)
     for sample_id in range(97):
-        np.testing.assert_array_equal(batch.images[sample_id], np.asarray(reader.read(sample_id).image))
+        np.testing.assert_array_equal(
+            batch.images[sample_id], reader.decode(reader.place(sample_id), reader.read(sample_id))
+        )
 
 
-@pytest.fixture
-def damaged(tiny_dataset: str, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(tiny_dataset, tmp_path / "copy"))
+def soften(pixels: np.ndarray, *, draw: Callable[[int], list[float]]) -> np.ndarray:
+    """A user's transform: scales all levels by a random number of the sample's own."""
+    return (pixels * draw(1)[0]).astype(np.uint8)
 
 
-def flip(path: Path, place: int) -> None:
-    data = bytearray(path.read_bytes())
-    data[place] ^= 1
-    path.write_bytes(data)
+def test_processes_make_the_same_batches_as_threads(tiny_dataset: str, uninterrupted: list[Batch]) -> None:
+    found = batches(tiny_dataset, 9, loading=Loading(workers=2, in_processes=True))
+    for one, expected in zip(found, uninterrupted[:9], strict=True):
+        assert_same(one, expected)
 
 
-def test_one_flipped_bit_is_found_and_named(damaged: Path) -> None:
-    key = Reader(str(damaged)).read(23).key
-    lengths = np.fromfile(damaged / "train-000002.tar.idx", "<u4")[::2]
-    flip(damaged / "train-000002.tar", int(lengths[:4].sum()) - 600)  # in the fourth sample of the third shard
-    with pytest.raises(DataError, match=rf"train-000002.tar: sample 3 \(id 23\), key '{key}': CRC32 is \w+, the index"):
-        Reader(str(damaged)).read(23)
-    for workers in (0, 2):
-        with pytest.raises(DataError, match="CRC32"):
-            batches(str(damaged), 9, workers=workers)
-    with pytest.raises(DataError, match="CRC32"):
-        list(EvalStream(str(damaged), size=16, batch_size=10))
-    assert Reader(str(damaged)).read(22).label is not None
+def test_a_transform_of_the_user_runs_on_each_image_alike_in_threads_and_processes(
+    tiny_dataset: str, uninterrupted: list[Batch]
+) -> None:
+    transform = f"{__name__}:soften"
+    alone = batches(tiny_dataset, 9, transform=transform)
+    in_processes = batches(tiny_dataset, 9, transform=transform, loading=Loading(workers=2, in_processes=True))
+    resumed = batches(tiny_dataset, 4, transform=transform, start_step=5)
+    for step, batch in enumerate(alone):
+        assert_same(in_processes[step], batch)
+        assert not torch.equal(batch.views[0], uninterrupted[step].views[0])
+    for one, expected in zip(resumed, alone[5:], strict=True):
+        assert_same(one, expected)
 
 
-def test_every_flipped_bit_of_a_sample_is_found(damaged: Path) -> None:
-    shard = damaged / "train-000000.tar"
-    length = int(np.fromfile(damaged / "train-000000.tar.idx", "<u4")[0])
-    whole = shard.read_bytes()
-    for place in range(0, length, 37):
-        flip(shard, place)
-        with pytest.raises(DataError, match="CRC32"):
-            Reader(str(damaged)).read(0)
-        shard.write_bytes(whole)
+def test_a_transform_that_cannot_be_imported_is_named(tiny_dataset: str) -> None:
+    with pytest.raises(
+        ConfigError, match=r"views.transform: tests.nowhere:soften: No module .*importable on every node"
+    ):
+        batches(tiny_dataset, 1, transform="tests.nowhere:soften")
 
 
-def test_shard_cut_or_removed_while_running_is_named(damaged: Path) -> None:
-    reader = Reader(str(damaged))
-    reader.read(5)
-    with (damaged / "train-000000.tar").open("r+b") as shard:
-        shard.truncate(2_000)
-    with pytest.raises(DataError, match=r"train-000000.tar: sample 5 .*ends within it"):
-        reader.read(5)
-    (damaged / "train-000000.tar").unlink()
-    with pytest.raises(DataError, match=r"train-000000.tar: sample 5 .*cannot be read: No such file"):
-        reader.read(5)
-    with pytest.raises(DataError, match=r"train-000000\.tar: missing"):
-        Reader(str(damaged))
+def test_processes_report_damage_like_threads(tiny_dataset: str, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(tiny_dataset, tmp_path / "copy"))
+    flip(copy / "train-000002.tar", byte_of_sample(copy, "train-000002.tar", 3))
+    expected = batches(str(copy), 9)
+    found = batches(str(copy), 9, loading=Loading(workers=2, in_processes=True))
+    for one, each in zip(found, expected, strict=True):
+        assert_same(one, each)
+        assert {damage.sample_id for damage in one.damaged} == {damage.sample_id for damage in each.damaged}
 
 
-def test_index_of_other_samples_is_refused(damaged: Path) -> None:
-    shutil.copy(damaged / "train-000001.tar.idx", damaged / "train-000000.tar.idx")
-    with pytest.raises(DataError, match=r"train-000000.tar"):
-        [Reader(str(damaged)).read(sample) for sample in range(10)]
-
-
-def test_shards_of_one_sample_and_of_none_are_read(tiny_dataset: str, damaged: Path, tmp_path: Path) -> None:
-    manifest = load_manifest(tiny_dataset)
-    empty = write_shard(damaged / "empty-000000.tar", [])
-    shards = (empty, manifest.shards[0], empty, empty, manifest.shards[9], empty)
-    write_manifest(damaged, replace(manifest, shards=shards))
-    reader, original = Reader(str(damaged)), Reader(tiny_dataset)
-    assert reader.num_samples == 17
-    assert [reader.read(n).key for n in range(17)] == [original.read(n).key for n in [*range(10), *range(90, 97)]]
-    draw_shapes(tmp_path / "few", 3)
-    pack(str(tmp_path / "few"), str(tmp_path / "ones"), samples_per_shard=1, workers=1)
-    assert len({Reader(str(tmp_path / "ones")).read(n).key for n in range(3)}) == 3
+@pytest.mark.parametrize("pixels", ["fast", "reference", "device"])
+def test_every_way_to_make_pixels_is_the_same_on_ranks_and_after_a_resume(tiny_dataset: str, pixels: str) -> None:
+    whole = batches(tiny_dataset, 6, pixels=pixels)
+    assert bool(whole[0].parameters) == (pixels == "device")
+    resumed = [batches(tiny_dataset, 2, pixels=pixels, start_step=4, rank=rank, world_size=2) for rank in range(2)]
+    for offset in range(2):
+        assert_same(joined([rank[offset] for rank in resumed]), whole[4 + offset])
+        together = zip(*(rank[offset].parameters for rank in resumed), strict=True)
+        for parts, expected in zip(together, whole[4 + offset].parameters, strict=True):
+            assert torch.equal(torch.cat(parts), expected)

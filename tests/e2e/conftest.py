@@ -13,6 +13,7 @@ from orchestrate.config.run import RunConfig, parse_run
 from orchestrate.data.index import dataset_identity
 from orchestrate.runs import RunDir, create_run_dir
 from orchestrate.sweep.space import pin
+from tests.data.object_store import object_store  # noqa: F401 (a fixture)
 from tests.datasets import make_shapes
 
 CLUSTER = """

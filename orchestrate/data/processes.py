@@ -1,0 +1,25 @@
+"""Manners of a helper process: it ends with its parent, and leaves signals to it."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+
+# Schedulers and keyboards signal whole process groups; the parent decides what a request means.
+_PARENTS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+
+
+def obey_parent() -> None:
+    """Ignore signals that ask for a stop, and end as soon as the parent is gone."""
+    for number in _PARENTS:
+        signal.signal(number, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()  # returns when the parent is gone, killed or not; a pool's processes would wait for ever
+        os._exit(1)
