@@ -91,3 +91,15 @@ def test_worker_without_a_run_dir_says_how_it_is_called(arguments: list[str]) ->
     )
     assert result.returncode == 2
     assert "usage:" in result.stderr
+
+
+def test_how_samples_are_loaded_changes_no_weight(sweep_file: Path, tmp_path: Path) -> None:
+    common: dict[str, Any] = {"views": {"pixels": "device"}, "train": {"budget": "8step"}}
+    plain = made_run(tmp_path / "plain", sweep_file, system={"workers": 0}, **common)
+    busy = {"workers": 2, "loader": "processes", "read_ahead": "always", "data_memory_gb": 0.0001}
+    other = made_run(tmp_path / "other", sweep_file, system=busy, **common)
+    assert plain.path.name == other.path.name  # the same trial
+    for run in (plain, other):
+        result = work(run)
+        assert result.returncode == 0, result.stderr
+    assert plain.weights_file.read_bytes() == other.weights_file.read_bytes()
