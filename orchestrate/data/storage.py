@@ -75,9 +75,9 @@ def read(
         StorageError: the store did not answer within its retries.
         DataError: no client for this kind of URL, or the server ignores byte ranges.
     """
-    counts = counts or ReadCounts()
     data = _retried(url, partial(read_once, url, offset, length, patience=patience), counts, patience)
-    counts.add(bytes=len(data))
+    if counts is not None:
+        counts.add(bytes=len(data))
     return data
 
 
@@ -102,7 +102,7 @@ def info(url: str, *, counts: ReadCounts | None = None, patience: Patience = PAT
         FileNotFoundError: there is no such file.
         StorageError, DataError: see `read`.
     """
-    return _retried(url, partial(_info_once, url, patience), counts or ReadCounts(), patience)
+    return _retried(url, partial(_info_once, url, patience), counts, patience)
 
 
 def size(url: str) -> int:
@@ -201,15 +201,15 @@ def expand_braces(pattern: str) -> list[str]:
     return [pattern[: found.start()] + choice + tail for choice in choices for tail in tails]
 
 
-def _retried(url: str, call: Callable[[], T], counts: ReadCounts, patience: Patience) -> T:
+def _retried(url: str, call: Callable[[], T], counts: ReadCounts | None, patience: Patience) -> T:
     """Call at once for a local file, with retries after a fault that may pass (a stale handle of a network folder)."""
-    if local_path(url) is not None:
+    if "://" not in url or url.startswith("file://"):
         try:
             return call()
         except OSError as error:
             if classify(error) is not Fault.TRANSIENT:
                 raise
-    return with_retries(call, what=url, counts=counts, patience=patience)
+    return with_retries(call, what=url, counts=counts or ReadCounts(), patience=patience)
 
 
 def _info_once(url: str, patience: Patience) -> ObjectInfo:
