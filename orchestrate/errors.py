@@ -4,6 +4,7 @@ OrchestrateError
 ├── ConfigError       a YAML file or an option is wrong (exit 2)
 ├── DataError         a dataset is missing, empty or damaged (exit 2)
 │   └── StorageError  a store did not answer within its retries: go on later (exit 74)
+├── LoaderError       a process that makes views died: go on later (exit 74)
 ├── RunDirError       a RunDir belongs to another config, is locked or cannot be written (exit 2)
 ├── CheckpointError   a checkpoint cannot be used
 ├── LaunchError       a launcher could not start, find or stop a job
@@ -34,6 +35,12 @@ class StorageError(DataError):
     """Say which URL did not answer, and how often it was asked."""
 
     exit_code = 74  # EX_IOERR of sysexits.h
+
+
+class LoaderError(OrchestrateError):
+    """Say that a process which makes views died, and why that may be."""
+
+    exit_code = 74
 
 
 class RunDirError(OrchestrateError):

@@ -11,6 +11,11 @@ import threading
 _PARENTS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
 
+def hold_signals() -> None:
+    """Keep those signals from this thread, and from the processes that it starts before they can do so themselves."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, _PARENTS)
+
+
 def obey_parent() -> None:
     """Ignore signals that ask for a stop, and end as soon as the parent is gone."""
     for number in _PARENTS:

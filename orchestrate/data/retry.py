@@ -7,6 +7,7 @@ importing them, by HTTP status, by error code of S3 and by type, along the chain
 from __future__ import annotations
 
 import errno
+import os
 import random
 import socket
 import ssl
@@ -69,7 +70,8 @@ class Patience:
         return min(self.longest_pause_seconds, self.first_pause_seconds * 2.0 ** min(tries - 1, 60))
 
 
-PATIENCE = Patience()
+# A whole fleet may be told to wait longer: ORCHESTRATE_STORE_PATIENCE_SECONDS in the cluster config's environment.
+PATIENCE = Patience(budget_seconds=float(os.environ.get("ORCHESTRATE_STORE_PATIENCE_SECONDS", "300")))
 
 
 class ReadCounts:

@@ -211,7 +211,8 @@ class Trainer:
 
     def _step(self, stream: TrainStream, step: int) -> Stepped:
         began = time.perf_counter()
-        batch = next(stream)
+        with self._stop.waiting_for_data():
+            batch = next(stream)
         waited = time.perf_counter() - began
         self._engine.method.before_step(self._progress(step - 1))
         lr = self._set_rates(step - 1)

@@ -6,18 +6,19 @@ interpreter's C handler writes the signal's number into a socket at once, and a 
 
 import contextlib
 import faulthandler
+import math
 import os
 import signal
 import socket
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 STOP_SIGNALS = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM)
-EXIT_CONTINUE, EXIT_HANG = 75, 86
+EXIT_LATER, EXIT_CONTINUE, EXIT_HANG = 74, 75, 86
 _LOOK_EVERY_SECONDS = 0.5
 
 
@@ -32,11 +33,19 @@ class StopWatch:
 
     A request is a signal, the RunDir's stop file, or the deadline. `requested` is then true; the trainer agrees with
     the other ranks, saves and leaves. If it has not called `obeyed` within `grace_seconds`, the stacks of all threads
-    go to stderr and the process ends with exit code 86.
+    go to stderr and the process ends with exit code 86; with 74 if it waits for data for `data_grace_seconds` meanwhile.
     """
 
-    def __init__(self, stop_file: Path, *, deadline: float = float("inf"), grace_seconds: float = 120.0) -> None:
+    def __init__(
+        self,
+        stop_file: Path,
+        *,
+        deadline: float = float("inf"),
+        grace_seconds: float = 120.0,
+        data_grace_seconds: float = 30.0,
+    ) -> None:
         self._stop_file, self._deadline, self._grace_seconds = stop_file, deadline, grace_seconds
+        self._data_grace_seconds, self._waits_since = data_grace_seconds, math.inf
         self._reader, self._writer = socket.socketpair()
         self._reader.settimeout(_LOOK_EVERY_SECONDS)
         self._writer.setblocking(False)
@@ -60,6 +69,15 @@ class StopWatch:
         """Tell the watch that the request is being followed and the process will end by itself."""
         self._obeyed.set()
 
+    @contextlib.contextmanager
+    def waiting_for_data(self) -> Iterator[None]:
+        """Tell the watch that the process waits for a store, which may be silent for minutes."""
+        self._waits_since = time.monotonic()
+        try:
+            yield
+        finally:
+            self._waits_since = math.inf
+
     def _watch(self) -> None:
         while not self.requested:
             self.reason = self._find_request()
@@ -70,6 +88,11 @@ class StopWatch:
                 os._exit(EXIT_CONTINUE)
             if time.monotonic() >= patience_ends:
                 self._end_as_hang()
+            # The other ranks are in the step already: no state of this moment can be saved.
+            if time.monotonic() - self._waits_since >= self._data_grace_seconds:
+                waited = f"asked to stop ({self.reason}) after {self._data_grace_seconds:.0f} s of waiting for data"
+                print(f"error: {waited}; the last checkpoint serves", file=sys.stderr, flush=True)
+                os._exit(EXIT_LATER)
 
     def _end_as_hang(self) -> None:
         dump_stacks(f"asked to stop ({self.reason}), but no step ended for {self._grace_seconds:.0f} s")

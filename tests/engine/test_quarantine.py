@@ -34,8 +34,11 @@ def test_each_damaged_sample_is_listed_once_and_known_after_a_restart(tmp_path: 
 def test_more_than_the_bound_stops_the_training_with_a_list_by_shard(tmp_path: Path) -> None:
     quarantine = ledger(tmp_path)
     quarantine.add(1, [damage(1), damage(2)])
-    with pytest.raises(DataError) as error:
+    with pytest.raises(DataError, match="3 samples are damaged") as error:
         quarantine.add(2, [damage(3)])
+    with pytest.raises(DataError, match="3 samples are damaged"):  # a restart is no way around the bound
+        ledger(tmp_path)
+    assert ledger(tmp_path, max_fraction=0.003).sample_ids == {1, 2, 3}
     for part in (
         "3 samples are damaged, system.max_damaged allows 2",
         "3 in s3://photos/train-000001.tar",

@@ -43,6 +43,20 @@ def started(code: str, stop_file: Path, grace_seconds: float = 30) -> subprocess
     return process
 
 
+WAITING = PROLOG.replace("grace_seconds=", "data_grace_seconds=0.5, grace_seconds=") + (
+    "lock = threading.Lock(); lock.acquire()\nwith stop.waiting_for_data(): lock.acquire()"
+)
+
+
+def test_process_that_waits_for_a_silent_store_ends_soon_and_asks_to_go_on_later(tmp_path: Path) -> None:
+    process = started(WAITING, tmp_path / "stop")
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=20)
+    assert process.returncode == 74
+    assert "asked to stop (SIGTERM)" in err
+    assert "waiting for data; the last checkpoint serves" in err
+
+
 @pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM])
 def test_stop_signal_is_noticed_and_obeyed(tmp_path: Path, number: signal.Signals) -> None:
     process = started(OBEYING, tmp_path / "stop")

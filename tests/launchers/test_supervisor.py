@@ -19,6 +19,7 @@ from orchestrate.runs import RunDir
         ([-9, 1], [1, -9], False, 137),  # a broken connection is the consequence of a killed peer
         ([-9, 86], [-9], False, 137),  # the other one only hung because its peer was gone
         ([1, 75], [1], False, 1),
+        ([74, 1], [1], False, 74),  # the peer of a rank whose store is silent loses its connection
         ([1, 2], [1, 2], False, 2),  # both ended before one look: the broken connection is the consequence of bad input
         ([1, 2], [1], False, 2),
         ([-6, 2], [-6], False, 2),  # libraries abort when their peer is gone

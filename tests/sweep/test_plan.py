@@ -42,6 +42,7 @@ def test_untouched_trial_is_submitted_as_attempt_one() -> None:
 @pytest.mark.parametrize(
     ("code", "state", "cause"),
     [
+        (74, State.INTERRUPTED, Cause.INFRASTRUCTURE),
         (75, State.INTERRUPTED, Cause.PREEMPTED),
         (None, State.INTERRUPTED, Cause.INFRASTRUCTURE),
         (0, State.INTERRUPTED, Cause.INFRASTRUCTURE),
