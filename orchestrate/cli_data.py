@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
+    from orchestrate.data.index import Manifest
     from orchestrate.data.shard_pool import ShardProgress
 
 data_app = typer.Typer(no_args_is_help=True, help="Make, check and show datasets that any number of ranks can read.")
@@ -32,10 +33,10 @@ def data_pack(
     seed: Annotated[int, typer.Option(help="Order of the images in the shards.")] = 0,
     shuffle: Annotated[bool, typer.Option(help="Shuffle, or keep the order of the source.")] = True,
     classes_from: Annotated[
-        str, typer.Option(metavar="DATASET", help="Use the classes of this packed dataset, such as the training split.")
+        str, typer.Option(metavar="DATASET", help="Use the classes of this dataset, such as the training split.")
     ] = "",
     workers: Annotated[int, typer.Option(min=0, help="Processes; 0 uses every core.")] = 0,
-    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out images that cannot be decoded.")] = False,
+    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out what cannot be decoded or packed.")] = False,
     resize_short: Annotated[
         int, typer.Option(min=0, help="Scale the shorter side of larger images down to so many pixels; 0 keeps all.")
     ] = 0,
@@ -53,10 +54,14 @@ def data_pack(
 
     from orchestrate.data.index import load_manifest
     from orchestrate.data.pack import pack
+    from orchestrate.data.problems import counted
     from orchestrate.data.shrink import Shrink
 
     console = Console(stderr=True)
-    with Progress(transient=True, console=console, disable=not console.is_terminal) as bar:
+    with (
+        _interruptible("packing"),
+        Progress(transient=True, console=console, disable=not console.is_terminal) as bar,
+    ):
         task = bar.add_task(f"packing {source}", total=None)
         manifest = pack(
             source,
@@ -72,8 +77,9 @@ def data_pack(
             shrink=Shrink(resize_short, quality) if resize_short else None,
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
-    counts = f"{manifest.num_samples:,} images of {manifest.num_classes} classes in {len(manifest.shards)} shards"
-    typer.echo(f"{dest}: {counts}, digest {manifest.digest[:16]}")
+    if manifest.info.get("skipped"):
+        typer.echo(f"left out with --skip-bad: {counted(manifest.info['skipped'], 'sample')}", err=True)
+    typer.echo(_summary(dest, manifest, "image"))
 
 
 @data_app.command("index")
@@ -91,6 +97,9 @@ def data_index(
     accept_cut: Annotated[
         bool, typer.Option("--accept-cut", help="Use cut shards up to their cuts, rather than refuse them.")
     ] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace an index of other shards, or its class names.")
+    ] = False,
 ) -> None:
     """Make an index for WebDataset shards that lie anywhere, reading each once and changing none.
 
@@ -98,9 +107,11 @@ def data_index(
 
     [dim]orchestrate data index s3://bucket/in1k/train --to data/in1k/train[/dim]
     """
-    from orchestrate.data.indexing import index, load_classes
+    from orchestrate.data.class_names import load_classes
+    from orchestrate.data.indexing import index
+    from orchestrate.data.storage import base_folder
 
-    with _progress(f"indexing {url}") as show:
+    with _interruptible("indexing"), _progress(f"indexing {url}") as show:
         report = index(
             url,
             dest=to or None,
@@ -108,14 +119,15 @@ def data_index(
             split=split,
             workers=workers or None,
             accept_cut=accept_cut,
+            overwrite=overwrite,
             progress=show,
         )
     _list(report.problems)
     if report.counts:
         typer.echo("problems: " + ", ".join(f"{kind}: {count:,}" for kind, count in report.counts.items()), err=True)
-    manifest = report.manifest
-    counts = f"{manifest.num_samples:,} samples of {manifest.num_classes} classes in {len(manifest.shards):,} shards"
-    typer.echo(f"{to or url}: {counts}, digest {manifest.digest[:16]}")
+    if report.unusable:
+        typer.echo(_what_unusable_means(report.unusable, report.manifest.num_samples), err=True)
+    typer.echo(_summary(to or base_folder(url), report.manifest, "sample"))
 
 
 @data_app.command("verify")
@@ -138,8 +150,10 @@ def data_verify(
     [dim]orchestrate data verify data/in1k/train --full[/dim]
     """
     from orchestrate.data.fsck import verify
+    from orchestrate.data.problems import counted
+    from orchestrate.errors import DataError
 
-    with _progress(f"verifying {url}") as show:
+    with _interruptible("verifying"), _progress(f"verifying {url}") as show:
         verdict = verify(
             url,
             mode="decode" if decode else "full" if full else "quick",
@@ -148,14 +162,19 @@ def data_verify(
             progress=show,
         )
     text = json.dumps(verdict.as_facts(), indent=1)
-    if report is not None and str(report) != "-":
-        report.write_text(text + "\n")
     _list(verdict.problems)
+    for note in verdict.notes:
+        typer.echo(f"note: {note}", err=True)
     for name in verdict.repaired:
         typer.echo(f"repaired: {name}", err=True)
-    found = f"{len(verdict.problems):,} problems" if verdict.problems else "whole"
-    typer.echo(text if str(report) == "-" else f"{url}: {verdict.samples:,} samples in {verdict.shards:,} shards, "
-               f"{verdict.mode} check: {found}")  # fmt: skip
+    found = counted(len(verdict.problems), "problem") if verdict.problems else "whole"
+    looked_at = f"{counted(verdict.samples, 'sample')} in {counted(verdict.shards, 'shard')}"
+    typer.echo(text if str(report) == "-" else f"{url}: {looked_at}, {verdict.mode} check: {found}")
+    if report is not None and str(report) != "-":
+        try:
+            report.write_text(text + "\n")
+        except OSError as error:
+            raise DataError(f"{report}: the report cannot be written: {error.strerror}; choose another file") from error
     if not verdict.is_whole:
         raise typer.Exit(1)
 
@@ -182,6 +201,41 @@ def data_show(
     if image is not None:
         write_sheet(image, url, views, size=size, num_samples=rows, seed=seed)
         typer.echo(f"{image}: each row is a sample, then its views by {views}")
+
+
+def _summary(place: str, manifest: Manifest, noun: str) -> str:
+    from orchestrate.data.problems import counted
+
+    counts = f"{counted(manifest.num_samples, noun)} of {counted(manifest.num_classes, 'class')}"
+    return f"{place}: {counts} in {counted(len(manifest.shards), 'shard')}, digest {manifest.digest[:16]}"
+
+
+def _what_unusable_means(unusable: int, num_samples: int) -> str:
+    """Compare samples that can never be used with what a training tolerates unless it is told otherwise."""
+    from orchestrate.config.train import SystemConfig
+    from orchestrate.data.problems import counted
+
+    default = float(SystemConfig().max_damaged)
+    allowed = max(1, int(default * num_samples))
+    found = f"{counted(unusable, 'sample')} can never be used; others stand in for them. Training allows {allowed:,} "
+    rule = f"(system.max_damaged: {default:g}, 1 in {round(1 / default):,} and at least one)"
+    if unusable <= allowed:
+        return f"{found}{rule}"
+    return (
+        f"{found}{rule} and would stop: repack without them (`orchestrate data pack --skip-bad`), or set "
+        f"system.max_damaged to {min(1.0, 2 * unusable / num_samples):.2g}"
+    )
+
+
+@contextmanager
+def _interruptible(doing: str) -> Iterator[None]:
+    """Say after Ctrl-C what was kept."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        again = "run it again" if doing == "verifying" else "what is done is kept; run again to go on"
+        typer.echo(f"{doing} was interrupted; {again}", err=True)
+        raise typer.Exit(130) from None
 
 
 def _list(problems: tuple[object, ...]) -> None:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from orchestrate.data import storage
 from orchestrate.data.duplicates import repeated_keys
 from orchestrate.data.index import Manifest, Shard, load_manifest, write_manifest
-from orchestrate.data.problems import DUPLICATE, Problem
+from orchestrate.data.problems import DUPLICATE, Problem, counted
 from orchestrate.data.shard_check import (
     Entries,
     ShardFiles,
@@ -21,7 +21,7 @@ from orchestrate.data.shard_check import (
     walk,
 )
 from orchestrate.data.shard_pool import Meter, ShardProgress, default_workers, work_on_shards
-from orchestrate.data.shards import parse_sidecar, read_sample
+from orchestrate.data.shards import pack_sidecar, parse_sidecar, read_sample, sidecar_crc
 from orchestrate.data.tar_scan import scan_tar
 from orchestrate.errors import DataError, StorageError
 
@@ -31,7 +31,7 @@ _LISTED = 100
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a check found; `repaired` names the files that were mended."""
+    """What a check found; `repaired` names the files that were mended, `notes` are no faults."""
 
     url: str
     mode: Mode
@@ -39,6 +39,7 @@ class Verdict:
     samples: int
     problems: tuple[Problem, ...]
     repaired: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def is_whole(self) -> bool:
@@ -53,9 +54,16 @@ class Verdict:
             "ok": self.is_whole,
             "shards": self.shards,
             "samples": self.samples,
-            "problems": [asdict(problem) for problem in self.problems],
+            "problems": [_printable(asdict(problem)) for problem in self.problems],
             "repaired": list(self.repaired),
+            "notes": list(self.notes),
         }
+
+
+def _printable(fields: dict[str, Any]) -> dict[str, Any]:
+    """Escape what is no text: names in a tar need not be UTF-8, JSON must be."""
+    return {name: value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value
+            for name, value in fields.items()}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -67,6 +75,7 @@ class _Findings:
     repaired: list[str] = field(default_factory=list)
     keys: array[int] = field(default_factory=lambda: array("Q"))
     is_same: bool = False  # as the manifest says, by its SHA-256
+    is_touched: bool = False  # a local file of another time of change, as any copy is
 
 
 def verify(
@@ -109,7 +118,22 @@ def verify(
     problems = _unknown_tars(url, manifest) + [problem for found in findings for problem in found.problems]
     problems += _repeated(files, [found.keys for found in findings])
     repaired = tuple(name for found in findings for name in found.repaired)
-    return Verdict(url, mode, len(files), manifest.num_samples, tuple(problems), repaired)
+    return Verdict(url, mode, len(files), manifest.num_samples, tuple(problems), repaired, _notes(manifest, findings))
+
+
+def _notes(manifest: Manifest, findings: Sequence[_Findings]) -> tuple[str, ...]:
+    """Say what a user should know of a dataset that is as its manifest says."""
+    touched = [found.shard.name for found in findings if found.is_touched]
+    notes = [
+        f"{name}: was cut when it was indexed with --accept-cut: samples beyond the cut are not in the index"
+        for name in manifest.info.get("cut", ())
+    ]
+    if touched:
+        notes.append(
+            f"{counted(len(touched), 'shard')} copied or touched since the index was made, such as {touched[0]}: "
+            "--full tells whether the contents are the same, --full --repair records the new times"
+        )
+    return tuple(notes)
 
 
 def _check(files: ShardFiles, meter: Meter, mode: Mode, repair: bool) -> _Findings:
@@ -123,7 +147,9 @@ def _check(files: ShardFiles, meter: Meter, mode: Mode, repair: bool) -> _Findin
         findings = _check_bytes(files, entries, bad_index, meter, decode=mode == "decode", repair=repair)
         return _settle_version(files, findings, problems, repair)
     meter.add(files.shard.bytes)
-    return _Findings(files.shard, problems + (bad_index or check_end(files, entries or ())))
+    is_touched = bool(problems) and storage.local_path(files.url) is not None
+    wrong = bad_index or check_end(files, entries or ())
+    return _Findings(files.shard, wrong if is_touched else problems + wrong, is_touched=is_touched)
 
 
 def _check_bytes(
@@ -136,11 +162,12 @@ def _check_bytes(
         problems = seen.problems if entries is not None else bad_index
         return _Findings(files.shard, [*problems, _other(files)] if problems is bad_index or not problems else problems)
     if entries is not None and not seen.problems:
-        return _Findings(files.shard, keys=seen.keys, is_same=True)
+        return _Findings(_with_checksum(files.shard, entries, repair), keys=seen.keys, is_same=True)
     scan = scan_tar(files.shard.name, storage.stream(files.url))
     right = parse_sidecar(scan.entries)
     if right == entries:
-        return _Findings(files.shard, seen.problems, keys=seen.keys, is_same=True)
+        shard = _with_checksum(files.shard, entries, repair)
+        return _Findings(shard, seen.problems, keys=seen.keys, is_same=True)
     repaired = []
     if repair:
         storage.write(files.sidecar_url, bytes(scan.entries))
@@ -148,7 +175,14 @@ def _check_bytes(
     else:
         bad_index = bad_index or [files.problem(f"its index {files.shard.sidecar} is damaged; --repair makes it again")]
     seen = walk(files, right, storage.stream(files.url), decode=decode)
-    return _Findings(files.shard, bad_index + seen.problems, repaired, seen.keys, is_same=True)
+    return _Findings(
+        _with_checksum(files.shard, right, repair), bad_index + seen.problems, repaired, seen.keys, is_same=True
+    )
+
+
+def _with_checksum(shard: Shard, entries: Entries, repair: bool) -> Shard:
+    """Record the checksum of a sidecar that fits its shard: that of the manifest may be missing, or damaged."""
+    return replace(shard, sidecar_crc=sidecar_crc(pack_sidecar(entries))) if repair else shard
 
 
 def _other(files: ShardFiles) -> Problem:
@@ -157,11 +191,13 @@ def _other(files: ShardFiles) -> Problem:
 
 def _settle_version(files: ShardFiles, findings: _Findings, changed: list[Problem], repair: bool) -> _Findings:
     """Decide about a shard that was touched: its contents may be the same."""
-    if not changed or (findings.is_same and storage.local_path(files.url) is not None and not repair):
-        return findings  # of local shards nobody asks for the time of change
+    if not changed:
+        return findings
+    if findings.is_same and storage.local_path(files.url) is not None and not repair:
+        return replace(findings, is_touched=True)  # of local shards nobody asks for the time of change
     if not (findings.is_same and repair):
         return replace(findings, problems=changed + findings.problems)
-    shard = replace(files.shard, version=storage.info(files.url).version)
+    shard = replace(findings.shard, version=storage.info(files.url).version)
     return replace(findings, shard=shard, repaired=[*findings.repaired, files.shard.name])
 
 

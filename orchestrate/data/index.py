@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
+import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,8 @@ MANIFEST_NAME = "manifest.json"
 FORMAT = 2
 # Part of every digest: a manifest of format 2 names the same contents by the same digest as one of format 1.
 _DIGEST_FORMAT = 1
+# A store may hand out a manifest that is cut or damaged on its way: it is read again before it is refused.
+_PAUSES_SECONDS = (0.1, 0.4)
 # A sidecar `<shard>.idx` holds for each sample, little endian: u32 length of its byte range in the tar (headers and
 # padding included) and u32 CRC32 of that range. Ranges lie end to end from byte 0, so a sum of lengths is an offset.
 SIDECAR_BYTES_PER_SAMPLE = 8
@@ -26,8 +30,8 @@ SIDECAR_BYTES_PER_SAMPLE = 8
 class Shard:
     """One tar of a dataset: its file name, sample count, size in bytes, SHA-256, and what marks a change of it.
 
-    `version` is what the store called the object when it was indexed: an ETag, for local files the time of the last
-    change; "" if nobody looked.
+    `version` is what the store called the object when it was indexed, see `storage.ObjectInfo`; "" if nobody looked.
+    `sidecar_crc` is the CRC32 of the sidecar file, 8 hex digits; "" in manifests of older versions.
     """
 
     name: str
@@ -35,6 +39,7 @@ class Shard:
     bytes: int
     sha256: str
     version: str = ""
+    sidecar_crc: str = ""
 
     @property
     def sidecar(self) -> str:
@@ -81,14 +86,27 @@ class Manifest:
 
 
 def load_manifest(url: str) -> Manifest:
-    """Read the manifest of a packed or indexed dataset.
+    """Read the manifest of a packed or indexed dataset; a damaged one is read again if it came from a store.
 
     Raises:
         DataError: missing, damaged, of a newer format, or without samples.
         StorageError: the store did not answer.
     """
+    for pause_seconds in _PAUSES_SECONDS if storage.local_path(url) is None else ():
+        try:
+            return _check_samples(url, _parse(_read(url), storage.join(url, MANIFEST_NAME)))
+        except _DamagedError:
+            time.sleep(pause_seconds)
+    return _check_samples(url, _parse(_read(url), storage.join(url, MANIFEST_NAME)))
+
+
+class _DamagedError(DataError):
+    """The text is not what was written."""
+
+
+def _read(url: str) -> bytes:
     try:
-        text = storage.read(storage.join(url, MANIFEST_NAME))
+        return storage.read(storage.join(url, MANIFEST_NAME))
     except (FileNotFoundError, NotADirectoryError):
         raise DataError(
             f"{url}: no {MANIFEST_NAME}; make it with `orchestrate data pack SOURCE {url}`, or with `orchestrate data "
@@ -97,7 +115,9 @@ def load_manifest(url: str) -> Manifest:
         ) from None
     except OSError as error:
         raise DataError(f"{url}/{MANIFEST_NAME}: cannot be read: {error.strerror or error}") from error
-    manifest = _parse(text, storage.join(url, MANIFEST_NAME))
+
+
+def _check_samples(url: str, manifest: Manifest) -> Manifest:
     if not manifest.num_samples:
         raise DataError(f"{url}/{MANIFEST_NAME}: holds no samples; pack a source that has images")
     return manifest
@@ -118,7 +138,8 @@ def check_shards(url: str, manifest: Manifest) -> None:
     if problems:
         shown = "".join(f"\n  {problem}" for problem in problems[:10])
         more = f"\n  and {len(problems) - 10} more" if len(problems) > 10 else ""
-        raise DataError(f"{url}: {len(problems)} files are not what {MANIFEST_NAME} says; copy the dataset again, or "
+        num_files = "1 file is" if len(problems) == 1 else f"{len(problems):,} files are"
+        raise DataError(f"{url}: {num_files} not what {MANIFEST_NAME} says; copy the dataset again, or "
                         f"run `orchestrate data pack` again, which rewrites damaged shards:{shown}{more}")  # fmt: skip
 
 
@@ -149,11 +170,17 @@ def write_manifest(url: str | Path, manifest: Manifest) -> None:
         "info": dict(manifest.info),
     }
     # A line for each shard, without the names of its fields: 100 bytes of 100,000 shards are 10 MB.
-    rows = ",\n".join(
-        json.dumps([shard.name, shard.samples, shard.bytes, shard.sha256, shard.version]) for shard in manifest.shards
-    )
-    text = f'{json.dumps(head, indent=1)[:-2]},\n "shards": [\n{rows}\n ]\n}}\n'
+    rows = [list(astuple(shard)) for shard in manifest.shards]
+    head["checksum"] = _checksum({**head, "shards": rows})
+    lines = ",\n".join(map(json.dumps, rows))
+    text = f'{json.dumps(head, indent=1)[:-2]},\n "shards": [\n{lines}\n ]\n}}\n'
     storage.write(storage.join(str(url), MANIFEST_NAME), text.encode())
+
+
+def _checksum(fields: Mapping[str, Any]) -> str:
+    """Sum up all fields but the checksum itself, however the file is laid out."""
+    rest = {name: value for name, value in fields.items() if name != "checksum"}
+    return f"{zlib.crc32(json.dumps(rest, sort_keys=True, separators=(',', ':')).encode()):08x}"
 
 
 def _parse(text: bytes, file_url: str) -> Manifest:
@@ -163,6 +190,7 @@ def _parse(text: bytes, file_url: str) -> Manifest:
             raise DataError(
                 f"{file_url}: format {fields['format']}, this version reads 1 and {FORMAT}; update orchestrate"
             )
+        checksum_holds = fields.get("checksum") in (None, _checksum(fields))
         manifest = Manifest(
             shards=tuple(map(_parse_shard, fields.pop("shards"))),
             classes=tuple(str(name) for name in fields["classes"]),
@@ -172,11 +200,16 @@ def _parse(text: bytes, file_url: str) -> Manifest:
         )
         stated = fields["digest"]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(
+        raise _DamagedError(
             f"{file_url}: damaged ({type(error).__name__}: {error}); pack or index again, or copy it again"
         ) from error
     if stated != manifest.digest:
-        raise DataError(f"{file_url}: edited or damaged: its digest does not match its shards; copy it again")
+        raise _DamagedError(f"{file_url}: edited or damaged: its digest does not match its shards; copy it again")
+    if not checksum_holds:
+        raise _DamagedError(
+            f"{file_url}: edited or damaged: its checksum does not match; copy it again, or take the line `checksum` "
+            "out if you changed the file yourself"
+        )
     return manifest
 
 
@@ -184,8 +217,8 @@ def _parse_shard(row: Any) -> Shard:
     """Read a shard as it is written now (a list), or as format 1 wrote it (an object)."""
     if isinstance(row, dict):
         row = [row[name] for name in ("name", "samples", "bytes", "sha256")] + [row.get("version", "")]
-    name, samples, num_bytes, sha256, version = row
-    return Shard(str(name), int(samples), int(num_bytes), str(sha256), str(version))
+    name, samples, num_bytes, sha256, version, *later = row
+    return Shard(str(name), int(samples), int(num_bytes), str(sha256), str(version), *map(str, later))
 
 
 def _shard_problems(url: str, manifest: Manifest, shard: Shard) -> list[str]:

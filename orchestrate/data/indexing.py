@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from orchestrate.data import storage
+from orchestrate.data.class_names import known_classes, label_problem, numbered, renamed
 from orchestrate.data.duplicates import repeated_keys
-from orchestrate.data.index import MANIFEST_NAME, Manifest, load_manifest, write_manifest
-from orchestrate.data.index_records import Record, load_record, record_of, write_record
-from orchestrate.data.problems import DUPLICATE, MOST_CLASSES, NO_LABEL, Problem
+from orchestrate.data.index import Manifest, load_manifest, write_manifest
+from orchestrate.data.index_records import (
+    Record,
+    gather_records,
+    load_gathered,
+    load_record,
+    owner_of_records,
+    record_of,
+    still_holds,
+    write_owner,
+    write_record,
+)
+from orchestrate.data.problems import DUPLICATE, NO_LABEL, Problem, counted
 from orchestrate.data.shard_pool import Meter, ShardProgress, default_workers, work_on_shards
 from orchestrate.data.shards import read_sample
 from orchestrate.data.storage import TAR_SUFFIX
@@ -20,23 +29,27 @@ from orchestrate.data.tar_scan import scan_tar
 from orchestrate.errors import DataError, StorageError
 
 _LISTED_PER_KIND = 20
-_OWNER = "index-records/source.json"
 
 
 @dataclass(frozen=True)
 class IndexReport:
-    """What was indexed: `counts` says how many problems of each kind there are, `problems` lists some of each."""
+    """What was indexed: `counts` says how many problems of each kind there are, `problems` lists some of each.
+
+    `unusable` counts samples that training could never use; images that cannot be decoded come on top.
+    """
 
     manifest: Manifest
     counts: Mapping[str, int]
     problems: tuple[Problem, ...]
+    unusable: int = 0
 
 
 @dataclass(frozen=True)
 class _Place:
-    """Where the tars lie, and where their index goes."""
+    """Where the tars lie, which of them are meant ("" for all), and where their index goes."""
 
     base: str
+    chosen: str
     dest: str
 
     @property
@@ -52,6 +65,7 @@ def index(
     split: str = "train",
     workers: int | None = None,
     accept_cut: bool = False,
+    overwrite: bool = False,
     progress: Callable[[ShardProgress], None] | None = None,
 ) -> IndexReport:
     """Index tars that lie anywhere, reading each byte once; the tars are not changed.
@@ -62,23 +76,27 @@ def index(
     Args:
         url: folder of the tars, one tar, or a pattern such as `s3://bucket/train-{000..127}.tar`.
         dest: folder for manifest and sidecars, by default that of the tars.
-        classes: names in order of the labels, by default those of the manifest that is there, or the numbers.
+        classes: names in order of the labels, by default those of the manifest that is there, or the numbers. Labels
+            are what the tars say: names that a manifest of the tars has can be added to, not exchanged.
         split: what the manifest calls the data.
         workers: shards that are read at a time.
-        accept_cut: leave out what lies beyond the cut of cut tars, rather than refuse them.
+        accept_cut: leave out what lies beyond the cut of cut tars, or the end mark of joined ones, rather than refuse.
+        overwrite: replace an index of other tars in `dest`, or its class names.
         progress: called with how far the work is, now and then.
 
     Raises:
-        DataError: no tars, compressed or cut ones, no room for the index, or classes that do not fit the labels.
+        DataError: no tars, compressed or cut ones, no room for the index, an index of other tars, a packed dataset, or
+            classes that do not fit the labels.
         StorageError: a store did not answer; run again to go on.
     """
     names, place = list_shards(url), _place(url, dest)
-    known = _claim(place)
+    known = _claim(place, overwrite)
+    write_owner(place.dest, place.manifest_base)
     records = _read_shards(place, names, workers or default_workers(place.base), progress)
     _refuse_cut(url, records, accept_cut)
     counts, problems = _gather(place, records)
     labels = sum((Counter(record.class_counts) for record in records), Counter[int]())
-    class_names = _class_names(url, labels, classes, known)
+    class_names = _class_names(url, labels, classes, known, overwrite)
     info = {
         "source": url,
         "class_counts": [labels[number] for number in range(len(class_names))],
@@ -87,9 +105,12 @@ def index(
     }
     manifest = Manifest(tuple(record.shard for record in records), class_names, split, info, place.manifest_base)
     if not manifest.num_samples:
-        raise DataError(f"{url}: {len(names):,} tars hold no samples; is this the right folder?")
+        raise DataError(f"{url}: {counted(len(names), 'tar')} without any sample; is this the right folder?")
+    _claim(place, overwrite)  # another index may have been written there meanwhile
     write_manifest(place.dest, manifest)
-    return IndexReport(manifest, counts, tuple(problems))
+    gather_records(place.dest, records)
+    unusable = sum(record.unusable + (record.unlabelled if class_names else 0) for record in records)
+    return IndexReport(manifest, counts, tuple(problems), unusable)
 
 
 def list_shards(url: str) -> list[str]:
@@ -98,6 +119,9 @@ def list_shards(url: str) -> list[str]:
     Raises:
         DataError: there are none, or compressed ones among them.
     """
+    path = storage.local_path(url)
+    if path is not None and path.is_file() and storage.base_folder(url) == url:
+        raise DataError(f"{url}: a file, and not a tar by its name; give a folder of .tar files, one, or a pattern")
     try:
         names = storage.list_tars(url)
     except FileNotFoundError:
@@ -112,9 +136,9 @@ def list_shards(url: str) -> list[str]:
     compressed = [name for name in names if not name.endswith(TAR_SUFFIX)]
     if compressed:
         raise DataError(
-            f"{url}: {len(compressed):,} of {len(names):,} tars are compressed, such as {compressed[0]}: a sample "
-            "cannot be read out of the middle of one; repack them with `orchestrate data pack`, which reads such "
-            "tars, or decompress them (images hardly shrink), or give a pattern that leaves them out"
+            f"{url}: compressed: {len(compressed):,} of {counted(len(names), 'tar')}, such as {compressed[0]}: a "
+            "sample cannot be read out of the middle of one; repack them with `orchestrate data pack`, which reads "
+            "gzip, bzip2 and xz, or decompress them (images hardly shrink), or give a pattern that leaves them out"
         )
     if not names:
         raise DataError(f"{url}: no .tar files; give a folder of them, one, or a pattern")
@@ -123,8 +147,8 @@ def list_shards(url: str) -> list[str]:
 
 def _place(url: str, dest: str | None) -> _Place:
     """Name folders as any process will find them, from whatever folder it is started in."""
-    base, target = (_absolute(folder) for folder in (storage.base_folder(url), dest or storage.base_folder(url)))
-    return _Place(base, target)
+    base = storage.base_folder(url)
+    return _Place(_absolute(base), storage.chosen_tars(url), _absolute(dest or base))
 
 
 def _absolute(url: str) -> str:
@@ -132,67 +156,82 @@ def _absolute(url: str) -> str:
     return url.rstrip("/") if path is None else str(path.resolve())
 
 
-def _claim(place: _Place) -> tuple[str, ...]:
-    """Check that the index may be written, and return the classes of one that is there.
+def _claim(place: _Place, overwrite: bool) -> tuple[str, ...]:
+    """Check that the index may be written, and return the names of the classes as far as they are known.
 
     Raises:
-        DataError: the folder holds another index, or cannot be written.
+        DataError: the folder holds another index.
     """
-    known: tuple[str, ...] = ()
-    owner = _owner_of_records(place.dest)
     try:
         manifest = load_manifest(place.dest)
-        owner, known = manifest.base or place.dest, manifest.classes
     except StorageError:
         raise
-    except DataError:
-        pass  # none, or damaged: it is made anew
-    if owner not in ("", place.base):
-        raise DataError(f"{place.dest}: holds the index of {owner}; choose another folder with --to")
-    try:
-        storage.write(storage.join(place.dest, _OWNER), json.dumps({"base": place.base}).encode())
-    except StorageError:
-        raise
-    except (OSError, DataError) as error:
+    except DataError:  # none, or damaged: it is made anew
+        _check_owner(place, owner_of_records(place.dest), place.chosen, overwrite)
+        return known_classes(place.base)
+    if "recipe" in manifest.info:
         raise DataError(
-            f"{place.dest}: the index cannot be written there: {error}; put it elsewhere with --to FOLDER, a local "
-            "path or a store that you may write"
-        ) from error
-    return known
+            f"{place.dest}: a packed dataset, which has its index; mend it with `orchestrate data verify {place.dest} "
+            "--repair`, or index it into another folder with --to"
+        )
+    chosen = storage.chosen_tars(str(manifest.info.get("source", "")))
+    _check_owner(place, manifest.base, chosen, overwrite)
+    return manifest.classes if manifest.base == place.manifest_base else known_classes(place.base)
 
 
-def _owner_of_records(dest: str) -> str:
-    try:
-        return str(json.loads(storage.read(storage.join(dest, _OWNER)))["base"])
-    except StorageError:
-        raise
-    except (OSError, ValueError, KeyError, TypeError, DataError):
-        return ""
+def _check_owner(place: _Place, base: str | None, chosen: str, overwrite: bool) -> None:
+    """Refuse to replace the index of other tars: a run that uses it would go on with other data."""
+    if overwrite or base is None or (base, chosen) == (place.manifest_base, place.chosen):
+        return
+    other, this = (storage.join(*names).rstrip("/") for names in ((base or place.dest, chosen),
+                                                                  (place.base, place.chosen)))  # fmt: skip
+    raise DataError(
+        f"{place.dest}: holds the index of {other}, not of {this}; choose another folder with --to, or replace it with "
+        "--overwrite"
+    )
 
 
 def _read_shards(
     place: _Place, names: Sequence[str], workers: int, progress: Callable[[ShardProgress], None] | None
 ) -> list[Record]:
+    gathered = load_gathered(place.dest)
     try:
         return work_on_shards(
-            names, lambda name, meter: _read_shard(place, name, meter), workers=workers, progress=progress
+            names,
+            lambda name, meter: _read_shard(place, name, meter, gathered.get(name)),
+            workers=workers,
+            progress=progress,
         )
     except StorageError as error:
         raise StorageError(f"{error}; run again to go on from here") from error
+    except _MissingError:
+        raise _missing_shards(place, names) from None
     except OSError as error:
         reason = f"{error.filename}: {error.strerror}" if error.filename else str(error)
         raise DataError(f"{reason}; run again to go on from here") from error
 
 
-def _read_shard(place: _Place, name: str, meter: Meter) -> Record:
+class _MissingError(DataError):
+    """A shard that a pattern names is not there."""
+
+
+def _missing_shards(place: _Place, names: Sequence[str]) -> DataError:
+    """Name the first shard that is missing, and how many are; asks for each, since some stores list nothing."""
+    missing = [name for name in names if not storage.exists(storage.join(place.base, name))]
+    first = storage.join(place.base, missing[0]) if missing else place.base
+    return DataError(f"{first}: no such shard; {len(missing):,} of {len(names):,} are missing; check the pattern")
+
+
+def _read_shard(place: _Place, name: str, meter: Meter, gathered: Record | None) -> Record:
     """Index one shard, unless that was done before."""
     url = storage.join(place.base, name)
     try:
         before = storage.info(url)
     except FileNotFoundError:
-        raise DataError(f"{url}: no such shard; check the pattern") from None
+        raise _MissingError(url) from None
     meter.expect(before.size)
-    record = load_record(place.dest, name, before)
+    record = gathered if gathered is not None and still_holds(place.dest, gathered, before) else None
+    record = record or load_record(place.dest, name, before)
     if record is not None:
         meter.add(before.size)
         return record
@@ -211,8 +250,8 @@ def _refuse_cut(url: str, records: Sequence[Record], accept_cut: bool) -> None:
         shown = "".join(f"\n  {record.shard.name}: {record.cut}" for record in cut[:10])
         more = f"\n  and {len(cut) - 10} more" if len(cut) > 10 else ""
         raise DataError(
-            f"{url}: {len(cut)} of {len(records)} tars are not whole; copy or write them again, or leave out what lies "
-            f"beyond the cuts with --accept-cut (what was read is kept):{shown}{more}"
+            f"{url}: not whole: {len(cut)} of {counted(len(records), 'tar')}; copy or write them again, or leave out "
+            f"what lies beyond the cuts with --accept-cut (what was read is kept):{shown}{more}"
         )
 
 
@@ -245,48 +284,22 @@ def _repeated_problem(place: _Place, record: Record, sample: int) -> Problem:
 
 
 def _class_names(
-    url: str, labels: Mapping[int, int], given: Sequence[str] | None, known: Sequence[str]
+    url: str, labels: Mapping[int, int], given: Sequence[str] | None, known: Sequence[str], overwrite: bool
 ) -> tuple[str, ...]:
     if not labels:
         if given:
-            raise DataError(f"{url}: {len(given)} classes given, and no sample has a label (a member .cls)")
+            raise DataError(f"{url}: {counted(len(given), 'class')} given, and no sample has a label (a member .cls)")
         return ()
-    largest = max(labels)
-    if given is not None:
-        if len(given) <= largest:
-            raise DataError(
-                f"{url}: {len(given)} classes given, labels go up to {largest}; give a name for each from 0"
-            )
-        return tuple(given)
-    if len(known) > largest:
-        return tuple(known)
-    if largest >= MOST_CLASSES:
-        raise DataError(f"{url}: a label {largest}: too large for the number of a class; repack with labels from 0")
-    return tuple(str(number) for number in range(largest + 1))
-
-
-def load_classes(source: str) -> tuple[str, ...]:
-    """Read class names, in order of their labels: from a text file, one a line, or from an indexed dataset.
-
-    Raises:
-        DataError: neither is there, or a name occurs twice.
-    """
-    path = storage.local_path(source)
-    if path is None or path.is_dir():
-        return load_manifest(source).classes
-    names = _lines(path)
-    repeated = next((name for name, count in Counter(names).items() if count > 1), None)
-    if repeated is not None or not names:
+    problem = label_problem(max(labels), given)
+    if problem:
+        raise DataError(f"{url}: {problem}")
+    if given is None:
+        return tuple(known) if len(known) > max(labels) else numbered(max(labels) + 1)
+    others = [] if overwrite else renamed(labels, known, given)
+    if others:
         raise DataError(
-            f"{source}: {'is empty' if not names else f'the class {repeated!r} twice'}; give each class a line"
+            f"{url}: {counted(len(others), 'class')} with other names in the manifest that is there: {others[0]}; an "
+            "index renumbers no labels: `orchestrate data pack --classes-from` does so by name; wrong names are "
+            "replaced with --overwrite"
         )
-    return names
-
-
-def _lines(path: Path) -> tuple[str, ...]:
-    try:
-        return tuple(line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(
-            f"{path}: cannot be read: {error}; give a text file of one class a line, or a dataset with {MANIFEST_NAME}"
-        ) from error
+    return tuple(given)

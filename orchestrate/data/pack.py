@@ -70,9 +70,12 @@ def pack(
         limit: pack only that many images, after shuffling.
         samples_per_shard: images in one tar.
         shuffle_seed: order of the images in the shards; None keeps the order of the source.
-        classes: names in order of their labels, such as those of the training split, which this one may lack.
+        classes: names in order of their labels, such as those of the training split, which this one may lack. What has
+            class names (folders, listings, tars beside a manifest with names) is numbered anew by them; labels of other
+            tars are taken for numbers of this list.
         workers: processes, by default one for each usable core; does not change the bytes.
-        skip_bad: leave out images that cannot be decoded; the manifest's `info["skipped"]` counts them.
+        skip_bad: leave out images that cannot be decoded, and samples of tars that cannot be packed (no image, two, no
+            label where others have one, a key met before); the manifest's `info["skipped"]` counts them.
         overwrite: replace another dataset in `dest`; it is gone even if this pack fails.
         shrink: scale larger images down and encode them anew.
         progress: called with (images done, images in all) now and then; never if there is nothing to do.
@@ -82,7 +85,7 @@ def pack(
     """
     folder = _check_request(dest, split, limit, samples_per_shard)
     with ExitStack() as stack:  # keeps what compressed tars unpack to until the end
-        listed = _open_source(source, split, folder, classes, stack)
+        listed = _open_source(source, split, folder, classes, skip_bad, stack)
         settings = [split, limit, samples_per_shard, shuffle_seed, skip_bad, *(vars(shrink).items() if shrink else ())]
         recipe = _recipe(listed, settings)
         existing = _existing_pack(folder, recipe, overwrite)
@@ -100,7 +103,7 @@ def pack(
     info = {
         "source": source,
         "recipe": recipe,
-        "skipped": sum(len(result.bad) for result in results),
+        "skipped": listed.skipped + sum(len(result.bad) for result in results),
         "class_counts": [counts[name] for name in listed.classes],
     }
     return _finish(folder, Manifest(tuple(shards), listed.classes, split, info))
@@ -118,12 +121,14 @@ def _check_request(dest: str, split: str, limit: int | None, samples_per_shard: 
     return folder
 
 
-def _open_source(source: str, split: str, dest: Path, classes: Sequence[str] | None, stack: ExitStack) -> Source:
+def _open_source(
+    source: str, split: str, dest: Path, classes: Sequence[str] | None, skip_bad: bool, stack: ExitStack
+) -> Source:
     if source == FASHION_MNIST:
         listed = fashion_mnist(split)
     elif holds_tars(source):
         _check_outside(source, dest)
-        return tar_source(source, classes=classes, scratch=_scratch_folder(dest, stack))
+        return tar_source(source, classes=classes, scratch=_scratch_folder(dest, stack), skip_bad=skip_bad)
     else:
         listed = _open_files(source, dest)
     return listed if classes is None else relabel(listed, classes)

@@ -11,11 +11,16 @@ IMAGE_EXTENSIONS = frozenset({"jpg", "jpeg", "png", "webp", "bmp", "ppm", "pgm",
 LABEL_EXTENSION = "cls"
 # Noted of every sample without one; a problem only where others have labels.
 NO_LABEL = "no label"
+BAD_LABEL = "label is no whole number"
+# Kinds of samples that training cannot use, whether there are labels or not.
+NO_IMAGE, TWO_IMAGES, EMPTY_IMAGE = "no image", "more than one image", "empty image"
+UNUSABLE = frozenset({NO_IMAGE, TWO_IMAGES, EMPTY_IMAGE})
 SPLIT = "split sample"
 DUPLICATE = "duplicate key"
 # Labels are numbers from 0; a larger one is an identifier, or damage, and would make a list of as many classes.
 MOST_CLASSES = 1_000_000
-REPACK = "repack it with `orchestrate data pack`"
+REPACK = "repack it with `orchestrate data pack`, which puts the members together"
+UNPACK = "decompress it, or give it the ending .tar.gz, .tar.bz2 or .tar.xz and repack it with `orchestrate data pack`"
 _LABEL = re.compile(rb"\s*[0-9]{1,9}\s*")
 _FIRST_DOT = (
     ": a key ends at the first dot of a name, so two images may have become one sample; rename it, or ignore this if "
@@ -43,6 +48,12 @@ class Problem:
         return text.encode("utf-8", "backslashreplace").decode()
 
 
+def counted(number: int, noun: str) -> str:
+    """Write a count with its noun: `1 shard`, `2,000 shards`, `3 classes`."""
+    ending = "" if number == 1 else "es" if noun.endswith("s") else "s"
+    return f"{number:,} {noun}{ending}"
+
+
 def content_problems(
     key: str, extensions: Iterable[str], empty: Iterable[str], label: bytes | None
 ) -> Iterator[tuple[str, str, str]]:
@@ -57,18 +68,18 @@ def content_problems(
     names = sorted(extensions)
     images = [extension for extension in names if extension in IMAGE_EXTENSIONS]
     if not images:
-        yield "no image", "", f": its members end in {', '.join(f'.{extension}' for extension in names)}"
+        yield NO_IMAGE, "", f": its members end in {', '.join(f'.{extension}' for extension in names)}"
     elif len(images) > 1:
-        yield "more than one image", f"{key}.{images[1]}", f", beside .{images[0]}"
+        yield TWO_IMAGES, f"{key}.{images[1]}", f", beside .{images[0]}"
     elif images[0] in empty:
-        yield "empty image", f"{key}.{images[0]}", ""
+        yield EMPTY_IMAGE, f"{key}.{images[0]}", ""
     for extension in names:
         if "." in extension and extension.rpartition(".")[2] in images:
             yield "another image of the same kind", f"{key}.{extension}", _FIRST_DOT
     if LABEL_EXTENSION not in names:
         yield NO_LABEL, "", ""
     elif label is None or label_number(label) is None:
-        yield "label is no whole number", f"{key}.{LABEL_EXTENSION}", f": {(label or b'')[:20]!r}"
+        yield BAD_LABEL, f"{key}.{LABEL_EXTENSION}", f": {(label or b'')[:20]!r}"
 
 
 def label_number(label: bytes) -> int | None:

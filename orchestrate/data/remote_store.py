@@ -78,6 +78,13 @@ def write_object(url: str, data: bytes, patience: Patience) -> None:
     _call(store, "pipe_file", path, data, seconds=patience.request_seconds(len(data)))
 
 
+def remove_folder(url: str, patience: Patience) -> None:
+    """Remove all objects below a folder."""
+    store, path = _open(url, patience)
+    store.invalidate_cache()
+    _call(store, "rm", path, recursive=True, seconds=patience.request_seconds(_UNKNOWN_BYTES))
+
+
 def list_names(folder: str, pattern: str | None, patience: Patience) -> list[str]:
     """List what lies in a folder, or matches a pattern below it, as names relative to the folder."""
     store, path = _open(folder, patience)
@@ -88,10 +95,10 @@ def list_names(folder: str, pattern: str | None, patience: Patience) -> list[str
 
 
 def version_of(fields: Mapping[str, Any]) -> str:
-    """Name the version in what a store tells about an object."""
+    """Name the version in what a store tells about an object, after its kind."""
     for name in ("ETag", "etag", "mtime", "updated", "created", "LastModified", "last_modified"):
         if fields.get(name):
-            return str(fields[name]).strip('"')
+            return f"{'etag' if name.lower() == 'etag' else 'time'}:{str(fields[name]).strip(chr(34))}"
     return ""
 
 
@@ -202,7 +209,7 @@ async def _http_stat(store: Any, url: str) -> tuple[int, str]:
 
 
 def _http_version(headers: Mapping[str, str]) -> str:
-    return headers.get("ETag", headers.get("Last-Modified", "")).strip('"')
+    return version_of({"ETag": headers.get("ETag"), "LastModified": headers.get("Last-Modified")})
 
 
 def _check_end(url: str, got_to: int, wanted_to: int, patience: Patience) -> None:

@@ -20,7 +20,7 @@ from orchestrate.data.problems import (
     content_problems,
     label_number,
 )
-from orchestrate.data.shards import load_sidecar, unpack_sample
+from orchestrate.data.shards import parse_sidecar, sidecar_crc, unpack_sample
 from orchestrate.data.tar_headers import BLOCK, plain_header, split_name
 from orchestrate.errors import StorageError
 
@@ -81,7 +81,7 @@ def check_file(files: ShardFiles) -> list[Problem]:
         return [
             files.problem(f"{found.size:,} bytes, should be {shard.bytes:,}: {what}; copy it again, or index again")
         ]
-    if shard.version and found.version and found.version != shard.version:
+    if storage.versions_differ(found.version, shard.version):
         versions = f"version {found.version}, was {shard.version}"
         fix = "--full tells whether its contents did, and --full --repair records the new version if not"
         return [files.problem(f"{_CHANGED}: {versions}; {fix}")]
@@ -101,7 +101,8 @@ def read_entries(files: ShardFiles) -> tuple[Entries | None, list[Problem]]:
     """
     shard, name = files.shard, files.shard.sidecar
     try:
-        entries = load_sidecar(files.sidecar_url)
+        data = storage.read(files.sidecar_url)
+        entries = parse_sidecar(data)
     except StorageError:
         raise
     except FileNotFoundError:
@@ -113,6 +114,8 @@ def read_entries(files: ShardFiles) -> tuple[Entries | None, list[Problem]]:
         reason = f"{len(entries) * SIDECAR_BYTES_PER_SAMPLE:,} bytes, should be {wanted:,}"
     elif sum(length for length, _ in entries) > shard.bytes:
         reason = "its samples are longer than the shard"
+    elif shard.sidecar_crc not in ("", sidecar_crc(data)):
+        reason = f"CRC32 is {sidecar_crc(data)}, the manifest says {shard.sidecar_crc}"
     else:
         return entries, []
     return None, [files.problem(f"its index {name} is damaged: {reason}; --repair makes it again")]

@@ -113,6 +113,16 @@ def parse_sidecar(data: bytes | bytearray) -> list[tuple[int, int]]:
     return list(_ENTRY.iter_unpack(data))
 
 
+def pack_sidecar(entries: Iterable[tuple[int, int]]) -> bytes:
+    """Lay out the bytes of a sidecar: length and CRC32 of each sample's range."""
+    return b"".join(_ENTRY.pack(*entry) for entry in entries)
+
+
+def sidecar_crc(data: bytes | bytearray) -> str:
+    """Sum up the bytes of a sidecar, as `Shard.sidecar_crc` holds it."""
+    return f"{zlib.crc32(data):08x}"
+
+
 def read_sample(url: str, sidecar_url: str, number: int) -> tuple[str, dict[str, bytes]]:
     """Read one sample of a shard: key and members. Its checksum is not looked at.
 
@@ -141,7 +151,9 @@ def write_shard(path: Path, samples: Iterable[bytes]) -> Shard:
         checksum.update(end)
         num_bytes = file.tell()
         _sync(file)
-    shard = Shard(path.name, len(entries) // _ENTRY.size, num_bytes, checksum.hexdigest())
+    shard = Shard(
+        path.name, len(entries) // _ENTRY.size, num_bytes, checksum.hexdigest(), sidecar_crc=sidecar_crc(entries)
+    )
     sidecar = path.with_name(shard.sidecar)
     with Path(f"{sidecar}.part").open("wb") as file:
         file.write(entries)
@@ -166,7 +178,8 @@ def recover_shard(path: Path) -> Shard | None:
         offset += length
     if data[offset:] != _archive_end(offset):
         return None
-    return Shard(path.name, len(entries) // _ENTRY.size, len(data), hashlib.sha256(data).hexdigest())
+    sha256 = hashlib.sha256(data).hexdigest()
+    return Shard(path.name, len(entries) // _ENTRY.size, len(data), sha256, sidecar_crc=sidecar_crc(entries))
 
 
 def _archive_end(size: int) -> bytes:

@@ -36,12 +36,14 @@ class Source:
     """Everything to pack, before any image is read; `read` and `read_members` may run in another process.
 
     `read_members` gives the image and all else that belongs to it, by extension; None where images are alone.
+    `skipped` counts what was left out of `items` since it cannot be packed.
     """
 
     items: Sequence[Item]
     classes: tuple[str, ...]
     read: Callable[[Item], bytes]
     read_members: Callable[[Item], dict[str, bytes]] | None = None
+    skipped: int = 0
 
     @property
     def identity(self) -> str:
@@ -131,24 +133,24 @@ def relabel(source: Source, classes: Sequence[str]) -> Source:
 
 
 def _finish(subject: Path, items: list[Item], names: list[str], problems: list[str]) -> Source:
-    problems += key_problems(items, names)
+    problems += [text for _, text in key_problems(items, names)]
     if problems:
         raise problems_error(subject, problems)
     return Source(items, class_order({item.class_name for item in items} - {""}), read_file)
 
 
-def key_problems(items: Sequence[Item], names: Sequence[str]) -> Iterator[str]:
-    """Find names that a tar or stock webdataset would not give back."""
+def key_problems(items: Sequence[Item], names: Sequence[str]) -> Iterator[tuple[int, str]]:
+    """Find names that a tar or stock webdataset would not give back: number of the item, and what is wrong."""
     seen: dict[str, str] = {}
-    for item, name in zip(items, names, strict=True):
+    for number, (item, name) in enumerate(zip(items, names, strict=True)):
         if "." in PurePosixPath(item.key).name:
-            yield f"{name}: a dot in the name: readers take all after the first dot as the suffix; rename it"
+            yield number, f"{name}: a dot in the name: readers take all after the first dot as the suffix; rename it"
         elif _UNFIT.search(item.key):
-            yield f"{name!r}: control character in the name; rename it"
+            yield number, f"{name!r}: control character in the name; rename it"
         elif item.key in seen:
-            yield f"{name}: same key `{item.key}` as {seen[item.key]}; rename one"
+            yield number, f"{name}: same key `{item.key}` as {seen[item.key]}; rename one"
         elif len(item.key.encode("utf-8", "surrogateescape")) > 90 and not _fits(item):
-            yield f"{name}: name too long for a tar; shorten it to 90 bytes"
+            yield number, f"{name}: name too long for a tar; shorten it to 90 bytes"
         seen.setdefault(item.key, name)
 
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 import itertools
 import os
 import re
+import shutil
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -33,15 +34,26 @@ TAR_SUFFIX = ".tar"
 COMPRESSED_TAR_SUFFIXES = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tzst", ".tar.lz4")
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 _CHOICE = re.compile(r"\{([^{}]*,[^{}]*)\}")
+_VERSION_KINDS = ("etag", "mtime", "time")
 _MAGIC = re.compile(r"[*?[]")
 
 
 @dataclass(frozen=True, slots=True)
 class ObjectInfo:
-    """Size in bytes, and a text that changes with the contents: entity tag, or time of change; "" where unknown."""
+    """Size in bytes, and a text that changes with the contents, "" where unknown.
+
+    The text begins with its kind: "etag:", "mtime:" (local files, nanoseconds) or "time:" (as a store writes it);
+    compare with `versions_differ`.
+    """
 
     size: int
     version: str
+
+
+def versions_differ(one: str, other: str) -> bool:
+    """Say whether two versions are known to be of different contents: those of different kinds are not compared."""
+    kind = one.partition(":")[0]
+    return kind in _VERSION_KINDS and kind == other.partition(":")[0] and one != other
 
 
 def local_path(url: str) -> Path | None:
@@ -115,6 +127,19 @@ def size(url: str) -> int:
     return info(url).size
 
 
+def exists(url: str) -> bool:
+    """Say whether a file is there.
+
+    Raises:
+        StorageError, DataError: see `read`.
+    """
+    try:
+        info(url)
+    except FileNotFoundError:
+        return False
+    return True
+
+
 def stream(
     url: str, offset: int = 0, *, counts: ReadCounts | None = None, patience: Patience = PATIENCE
 ) -> Iterator[bytes]:
@@ -151,6 +176,25 @@ def write(url: str, data: bytes, *, patience: Patience = PATIENCE) -> None:
     with_retries(once, what=url, counts=ReadCounts(), patience=patience)
 
 
+def remove_folder(url: str, *, patience: Patience = PATIENCE) -> None:
+    """Remove a folder with all that is in it; one that is not there, or may not be removed, is left alone.
+
+    Raises:
+        StorageError: the store did not answer within its retries.
+    """
+    path = local_path(url)
+    if path is not None:
+        shutil.rmtree(path, ignore_errors=True)
+        return
+    from orchestrate.data import remote_store
+
+    try:
+        once = partial(remote_store.remove_folder, url, patience)
+        with_retries(once, what=url, counts=ReadCounts(), patience=patience)
+    except (FileNotFoundError, PermissionError):
+        pass
+
+
 def list_tars(url: str, *, patience: Patience = PATIENCE) -> list[str]:
     """List tars, compressed ones too, sorted by name, as names relative to `base_folder(url)`.
 
@@ -167,7 +211,7 @@ def list_tars(url: str, *, patience: Patience = PATIENCE) -> list[str]:
     if base == url:
         names = set(_list(url, None, patience))
     else:
-        patterns = expand_braces(url[len(base) :].lstrip("/"))
+        patterns = expand_braces(chosen_tars(url))
         listed = (_list(base, pattern, patience) if _MAGIC.search(pattern) else [pattern] for pattern in patterns)
         names = set(itertools.chain.from_iterable(listed))
     return sorted(name for name in names if name.endswith((TAR_SUFFIX, *COMPRESSED_TAR_SUFFIXES)))
@@ -184,6 +228,15 @@ def base_folder(url: str) -> str:
     if url.endswith((TAR_SUFFIX, *COMPRESSED_TAR_SUFFIXES)):
         return url.rpartition("/")[0] or "."
     return url
+
+
+def chosen_tars(url: str) -> str:
+    """Return the pattern or the name of a tar in a URL of shards, "" for a folder: what follows `base_folder`."""
+    base = base_folder(url)
+    if base == url:
+        return ""
+    prefix = f"{base.rstrip('/')}/"
+    return url[len(prefix) :].lstrip("/") if url.startswith(prefix) else url
 
 
 def expand_braces(pattern: str) -> list[str]:
@@ -216,7 +269,7 @@ def _info_once(url: str, patience: Patience) -> ObjectInfo:
     path = local_path(url)
     if path is not None:
         status = path.stat()
-        return ObjectInfo(status.st_size, str(status.st_mtime_ns))
+        return ObjectInfo(status.st_size, f"mtime:{status.st_mtime_ns}")
     from orchestrate.data import remote_store
 
     return ObjectInfo(*remote_store.stat(url, patience))

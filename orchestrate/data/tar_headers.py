@@ -18,6 +18,7 @@ _NOTE = re.compile(r"__[^/]*__($|/)")
 # Names have thousands of bytes at most; a larger one is damage, and would be read into memory.
 _LARGEST_EXTENSION = 1 << 20
 # Set for all members, these would change how later ranges read that do not hold the global header.
+_SPARSE = "a sparse file, whose bytes are not its contents; write the tar again without --sparse"
 _PAX_FOR_ALL = {"path", "size", "hdrcharset"}
 
 
@@ -59,6 +60,8 @@ def odd_header(blocks: bytes) -> tarfile.TarInfo:
     Raises:
         ValueError: damaged, or of a kind whose bytes are not the member's contents as they are (sparse files).
     """
+    if b" GNU.sparse." in blocks[:-BLOCK]:  # of version 1.0 the map is in the contents, which are not here
+        raise ValueError(_SPARSE)
     try:
         with tarfile.open(fileobj=io.BytesIO(blocks), mode="r:", encoding="utf-8", errors="surrogateescape") as tar:
             info = tar.next()
@@ -68,7 +71,7 @@ def odd_header(blocks: bytes) -> tarfile.TarInfo:
     if info is None or info.offset_data != len(blocks) or info.size < 0:
         raise ValueError("not the header of one member")
     if info.issparse():
-        raise ValueError(f"{info.name} is a sparse file, whose bytes are not its contents; repack it")
+        raise ValueError(f"{info.name}: {_SPARSE}")
     if for_all:
         raise ValueError(f"a global pax header sets {', '.join(sorted(for_all))} for all members")
     return info

@@ -12,7 +12,16 @@ from dataclasses import dataclass, field
 
 from orchestrate.data.duplicates import SeenKeys, key_hash
 from orchestrate.data.index import SIDECAR_BYTES_PER_SAMPLE
-from orchestrate.data.problems import LABEL_EXTENSION, REPACK, Problem, content_problems, label_number
+from orchestrate.data.problems import (
+    BAD_LABEL,
+    LABEL_EXTENSION,
+    NO_LABEL,
+    UNPACK,
+    UNUSABLE,
+    Problem,
+    content_problems,
+    label_number,
+)
 from orchestrate.data.tar_headers import (
     BLOCK,
     RESERVED_EXTENSIONS,
@@ -39,7 +48,8 @@ class Scan:
     """What a tar holds.
 
     `entries` is its sidecar; `keys` are 64-bit hashes of the samples' keys. `cut` says why the end of the archive was
-    not reached, "" if it was: samples before that place are whole, those after it are unknown.
+    not reached, "" if it was and nothing follows it: samples before that place are whole, those after it are unknown.
+    `unusable` counts samples that training cannot use, `unlabelled` those that lack but a label for it.
     """
 
     name: str
@@ -48,6 +58,8 @@ class Scan:
     class_counts: Counter[int] = field(default_factory=Counter)
     problems: list[Problem] = field(default_factory=list)
     kinds: Counter[str] = field(default_factory=Counter)
+    unusable: int = 0
+    unlabelled: int = 0
     cut: str = ""
     bytes: int = 0
     sha256: str = ""
@@ -149,6 +161,7 @@ class ScannedSample:
     extensions: list[str] = field(default_factory=list)
     empty: list[str] = field(default_factory=list)
     label: bytes | None = None
+    has_repeated_member: bool = False
 
 
 class _Scanner:
@@ -164,6 +177,7 @@ class _Scanner:
         self._pending_start = 0
         self._seen = SeenKeys()
         self._last: frozenset[str] | None = None
+        self._after_end = ""
 
     def run(self) -> Scan:
         """Read to the end."""
@@ -174,6 +188,7 @@ class _Scanner:
         except _CutError as error:
             scan.cut = str(error)
         self._close_sample()
+        scan.cut = scan.cut or self._after_end
         scan.sha256, scan.bytes = tape.sha256(), tape.offset
         return scan
 
@@ -226,6 +241,7 @@ class _Scanner:
                 self._tape.crc = self._tape.fresh
             self._sample = ScannedSample(key, self._pending_start)
         if extension in self._sample.extensions or extension in RESERVED_EXTENSIONS:
+            self._sample.has_repeated_member = True
             self._scan.note("a second member of this name in one sample", self._scan.samples, key, member)
         self._sample.extensions.append(extension)
 
@@ -259,10 +275,10 @@ class _Scanner:
                 f"cut at byte {self._tape.offset:,}: the second of the two empty blocks at its end is missing"
             )
         if not self._tape.rest_is_empty() or block.count(0) < BLOCK:
-            detail = (
-                f", from byte {start:,}: readers stop there, so what follows is lost; were archives joined? {REPACK}"
+            self._after_end = (
+                f"bytes after the end mark, from byte {start:,}: readers stop there, so what follows is lost; were "
+                "archives joined? Take them apart (`tar --ignore-zeros -xf` finds all) and write one tar of them"
             )
-            self._scan.note("bytes after the end mark", -1, "", "", detail)
 
     def _close_sample(self) -> None:
         """Add the sample to the index, unless the tar is cut and members of it may be missing."""
@@ -287,8 +303,14 @@ class _Scanner:
 def _note_contents(scan: Scan, sample: ScannedSample) -> None:
     """Note what training could not use in a sample; whether images can be decoded is not looked at."""
     number, key = scan.samples, sample.key
+    kinds = set[str]()
     for kind, member, detail in content_problems(key, sample.extensions, sample.empty, sample.label):
         scan.note(kind, number, key, member, detail)
+        kinds.add(kind)
+    if sample.has_repeated_member or kinds & UNUSABLE:
+        scan.unusable += 1
+    elif kinds & {NO_LABEL, BAD_LABEL}:
+        scan.unlabelled += 1
     label = label_number(sample.label) if sample.label is not None else None
     if label is not None:
         scan.class_counts[label] += 1
@@ -307,4 +329,4 @@ def _damage_reason(offset: int, blocks: bytes, error: ValueError) -> str:
 
 def _compression(offset: int, blocks: bytes) -> str:
     program = next((name for magic, name in _COMPRESSED.items() if not offset and blocks.startswith(magic)), "")
-    return program and f"compressed with {program} in spite of its name; decompress it, or {REPACK}"
+    return program and f"compressed with {program} in spite of its name; {UNPACK}"

@@ -10,16 +10,26 @@ import shutil
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import reduce
+from itertools import chain
+from operator import xor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from orchestrate.data import storage
+from orchestrate.data.class_names import are_names, known_classes, label_problem, numbered
 from orchestrate.data.images import SUFFIXES
-from orchestrate.data.index import load_manifest
 from orchestrate.data.index_records import FOLDER as RECORDS_FOLDER
-from orchestrate.data.problems import IMAGE_EXTENSIONS, MOST_CLASSES, NO_LABEL, label_number
+from orchestrate.data.problems import (
+    IMAGE_EXTENSIONS,
+    MOST_CLASSES,
+    NO_LABEL,
+    content_problems,
+    counted,
+    label_number,
+)
 from orchestrate.data.shards import member_header, unpack_sample
-from orchestrate.data.sources import Item, Source, key_problems, problems_error
+from orchestrate.data.sources import Item, Source, class_order, key_problems, problems_error, relabel
 from orchestrate.data.storage import TAR_SUFFIX
 from orchestrate.data.tar_scan import ScannedSample, scan_tar
 from orchestrate.errors import DataError, StorageError
@@ -29,11 +39,33 @@ _MODULES = {"gz": gzip, "tgz": gzip, "bz2": bz2, "tbz2": bz2, "xz": lzma, "txz":
 _DECOMPRESSION_ERRORS = (OSError, EOFError, zlib.error, lzma.LZMAError)
 
 
+class Part(NamedTuple):
+    """A byte range of a tar, and its CRC32."""
+
+    start: int
+    length: int
+    crc: int
+
+
+@dataclass
+class _Sample:
+    """A sample to pack; its members may lie in several places of one tar."""
+
+    tar: str
+    key: str
+    extensions: list[str] = field(default_factory=list)
+    empty: list[str] = field(default_factory=list)
+    label: bytes | None = None
+    parts: list[Part] = field(default_factory=list)
+    has_repeated_member: bool = False
+
+
 @dataclass
 class _Listing:
-    """What was found so far; the class of an item is its label, as text."""
+    """What was found so far: samples, what is wrong with those that cannot be packed, and what is wrong with tars."""
 
     items: list[Item] = field(default_factory=list)
+    bad: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 
 
@@ -48,13 +80,17 @@ def holds_tars(source: str) -> bool:
     return not any(entry.is_dir() or entry.suffix.lower() in SUFFIXES for entry in others)
 
 
-def tar_source(url: str, *, classes: Sequence[str] | None, scratch: Callable[[], Path]) -> Source:
-    """List the samples of tars, reading each tar once.
+def tar_source(
+    url: str, *, classes: Sequence[str] | None, scratch: Callable[[], Path], skip_bad: bool = False
+) -> Source:
+    """List the samples of tars, reading each tar once. Samples that are split within a tar are put together.
 
     Args:
         url: folder of tars, one tar, or a pattern; compressed ones too.
-        classes: names in order of the labels, by default those of the manifest beside the tars, or the numbers.
+        classes: classes to number anew by their names, where a manifest beside the tars has names; else names in order
+            of the labels. By default the classes of that manifest, or the numbers.
         scratch: makes a local folder for what compressed tars unpack to; called only if there are some.
+        skip_bad: leave out samples that cannot be packed, and count them.
 
     Raises:
         DataError: lists all that is wrong, first of all that there are no tars.
@@ -69,17 +105,37 @@ def tar_source(url: str, *, classes: Sequence[str] | None, scratch: Callable[[],
             tar_url = str(_decompress(tar_url, folder / f"{number:06d}.tar", found.problems) or "")
         if tar_url:
             _list_tar(tar_url, name, found)
-    labelled = [item for item in found.items if item.class_name]
-    if labelled and len(labelled) < len(found.items):
-        found.problems += [f"{item.where}: key {item.key!r}: no label" for item in found.items if not item.class_name]
-    found.problems += key_problems(found.items, [item.where for item in found.items])
-    if not found.items and not found.problems:
+    items = _packable(found)
+    if not items and not found.problems and not found.bad:
         found.problems.append("its tars hold no samples")
-    names = _class_names(base, max((int(item.class_name) for item in labelled), default=-1), classes, found.problems)
+    known = known_classes(base)
+    by_name = classes is not None and are_names(known)
+    names = _class_names(items, known if by_name or classes is None else classes, classes, by_name, found.problems)
     if found.problems:
-        raise problems_error(url, found.problems)
-    items = [replace(item, class_name=names[int(item.class_name)]) if names else item for item in found.items]
-    return Source(items, names, _read_image, _read_members)
+        raise problems_error(url, found.problems + found.bad)
+    if found.bad and not (skip_bad and items):
+        hint = "they can be left out with --skip-bad" if items else "all of them"
+        raise problems_error(f"{url}: samples that cannot be packed ({hint})", found.bad)
+    items = [replace(item, class_name=names[int(item.class_name)]) if names else item for item in items]
+    source = Source(items, names, _read_image, _read_members, len(found.bad))
+    if classes is None or not by_name:
+        return source
+    return relabel(replace(source, classes=class_order({item.class_name for item in items} - {""})), classes)
+
+
+def _packable(found: _Listing) -> list[Item]:
+    """Leave out what only shows in the whole: keys that occur twice, samples without the label that others have."""
+    is_labelled = any(item.class_name for item in found.items)
+    problems = dict(key_problems(found.items, [item.where for item in found.items]))
+    items = []
+    for number, item in enumerate(found.items):
+        if number in problems:
+            found.bad.append(problems[number])
+        elif is_labelled and not item.class_name:
+            found.bad.append(f"{item.where}: key {item.key!r}: {NO_LABEL}")
+        else:
+            items.append(item)
+    return items
 
 
 def _names(url: str) -> list[str]:
@@ -95,18 +151,22 @@ def _names(url: str) -> list[str]:
 
 
 def _list_tar(url: str, name: str, found: _Listing) -> None:
+    samples: dict[str, list[_Sample]] = {}
     start = 0
 
-    def add(sample: ScannedSample) -> None:
+    def add(scanned: ScannedSample) -> None:
         nonlocal start
-        length, images = sample.end - sample.start, sorted(IMAGE_EXTENSIONS.intersection(sample.extensions))
-        where, start = f"{url}@{start}+{length}", start + length
-        label = label_number(sample.label) if sample.label else None
-        if len(images) == 1:  # the scan names the others
-            text = "" if label is None else str(label)
-            found.items.append(Item(sample.key, images[0], where, text, length, sample.crc))
-        if any(not _fits(f"{sample.key}.{extension}") for extension in sample.extensions):
-            found.problems.append(f"{name}: key {sample.key!r}: a name too long for a tar; shorten it to 90 bytes")
+        part = Part(start, scanned.end - scanned.start, scanned.crc)
+        start += part.length
+        earlier = samples.setdefault(scanned.key, [])
+        if not earlier or not set(earlier[0].extensions).isdisjoint(scanned.extensions):
+            earlier.append(_Sample(name, scanned.key))  # a second of the key, to be named
+        sample = earlier[-1] if len(earlier) > 1 else earlier[0]
+        sample.extensions += scanned.extensions
+        sample.empty += scanned.empty
+        sample.parts.append(part)
+        sample.label = sample.label if scanned.label is None else scanned.label
+        sample.has_repeated_member |= scanned.has_repeated_member
 
     try:
         scan = scan_tar(name, storage.stream(url), add)
@@ -117,7 +177,33 @@ def _list_tar(url: str, name: str, found: _Listing) -> None:
         return
     if scan.cut:
         found.problems.append(f"{name}: {scan.cut}")
-    found.problems += [str(problem) for problem in scan.problems if not problem.reason.startswith(NO_LABEL)]
+    for sample in chain.from_iterable(samples.values()):
+        wrong = next(_sample_problems(sample), "")
+        if wrong:
+            found.bad.append(f"{name}: key {sample.key!r}: {wrong}")
+        else:
+            found.items.append(_item(url, sample))
+
+
+def _sample_problems(sample: _Sample) -> Iterator[str]:
+    """Say why a sample cannot be packed, or would not be what it seems."""
+    if sample.has_repeated_member:
+        yield "a second member of this name in one sample"
+    for kind, member, detail in content_problems(sample.key, sample.extensions, sample.empty, sample.label):
+        if kind != NO_LABEL:
+            yield f"member {member!r}: {kind}{detail}" if member else f"{kind}{detail}"
+    if (label := label_number(sample.label or b"")) is not None and label >= MOST_CLASSES:
+        yield f"a label {label}: too large for the number of a class; number the classes from 0"
+    if not all(_fits(f"{sample.key}.{extension}") for extension in sample.extensions):
+        yield "a name too long for a tar; shorten it to 90 bytes"
+
+
+def _item(url: str, sample: _Sample) -> Item:
+    image = next(extension for extension in sample.extensions if extension in IMAGE_EXTENSIONS)
+    label = label_number(sample.label or b"")
+    parts = ",".join(f"{part.start}+{part.length}" for part in sample.parts)
+    length, crc = sum(part.length for part in sample.parts), reduce(xor, (part.crc for part in sample.parts))
+    return Item(sample.key, image, f"{url}@{parts}", "" if label is None else str(label), length, crc)
 
 
 def _fits(name: str) -> bool:
@@ -133,7 +219,7 @@ def _decompress(url: str, target: Path, problems: list[str]) -> Path | None:
     """Unpack a compressed tar into a plain one: samples are read from it in any order."""
     module = _MODULES.get(url.rpartition(".")[2])
     if module is None:
-        problems.append(f"{url}: compressed in a way that is not read here; decompress it, or use gzip")
+        problems.append(f"{url}: gzip, bzip2 and xz are read here, this is not; decompress it")
         return None
     try:
         with module.open(io.BufferedReader(_Pieces(storage.stream(url)))) as tar, target.open("wb") as file:
@@ -164,35 +250,33 @@ class _Pieces(io.RawIOBase):
         return count
 
 
-def _class_names(base: str, largest: int, given: Sequence[str] | None, problems: list[str]) -> tuple[str, ...]:
+def _class_names(
+    items: Sequence[Item], names: Sequence[str], given: Sequence[str] | None, by_name: bool, problems: list[str]
+) -> tuple[str, ...]:
+    """Name each label: by the manifest of the tars, by what is given, or by its number."""
+    largest = max((int(item.class_name) for item in items if item.class_name), default=-1)
     if largest < 0:
         return ()
-    names = given if given is not None else _known_classes(base)
-    if given is not None and len(given) <= largest:
-        problems.append(f"{len(given)} classes given, labels go up to {largest}; give a name for each from 0")
-    elif largest >= MOST_CLASSES:
-        problems.append(f"a label {largest}: too large for the number of a class; number the classes from 0")
-    return (
-        tuple(names) if len(names) > largest else tuple(str(number) for number in range(min(largest, MOST_CLASSES) + 1))
-    )
-
-
-def _known_classes(base: str) -> tuple[str, ...]:
-    try:
-        return load_manifest(base).classes
-    except StorageError:
-        raise
-    except DataError:
-        return ()  # shards that were never indexed
+    problem = "" if by_name else label_problem(largest, given)
+    if by_name and len(names) <= largest:
+        problem = f"labels go up to {largest}, the manifest beside the tars names {counted(len(names), 'class')}"
+    if problem:
+        problems.append(problem)
+        return ()
+    return tuple(names) if len(names) > largest else numbered(largest + 1)
 
 
 def _read_members(item: Item) -> dict[str, bytes]:
-    url, _, span = item.where.rpartition("@")
-    start, length = map(int, span.split("+"))
-    data = storage.read(url, start, length)
-    if len(data) != length or zlib.crc32(data) != item.version:
+    url, _, spans = item.where.rpartition("@")
+    members, crc = dict[str, bytes](), 0
+    for span in spans.split(","):
+        start, length = map(int, span.split("+"))
+        data = storage.read(url, start, length)
+        crc ^= zlib.crc32(data)
+        members |= unpack_sample(data)[1] if len(data) == length else {}
+    if crc != item.version:
         raise OSError("changed since it was listed; run again")
-    return unpack_sample(data)[1]
+    return members
 
 
 def _read_image(item: Item) -> bytes:

@@ -33,7 +33,7 @@ class StopWatch:
 
     A request is a signal, the RunDir's stop file, or the deadline. `requested` is then true; the trainer agrees with
     the other ranks, saves and leaves. If it has not called `obeyed` within `grace_seconds`, the stacks of all threads
-    go to stderr and the process ends with exit code 86; with 74 if it waits for data for `data_grace_seconds` meanwhile.
+    go to stderr and the process ends with exit code 86; or with 74, if it has waited for data for `data_grace_seconds`.
     """
 
     def __init__(

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import pytest
 from webdataset.tariterators import group_by_keys, tar_file_expander
 
 
@@ -34,3 +35,18 @@ def write_tar(path: Path, members: Iterable[tuple[str, bytes | None]], tar_forma
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(tar_bytes(members, tar_format))
     return path
+
+
+def members(shard: int, num_samples: int) -> list[tuple[str, bytes]]:
+    return [(f"{shard}-{number}.{ending}", contents) for number in range(num_samples)
+            for ending, contents in (("jpg", b"image"), ("cls", b"%d" % (number % 3)))]  # fmt: skip
+
+
+@pytest.fixture
+def shards(tmp_path: Path) -> Path:
+    """Three shards of 5, 0 and 4 samples, as GNU tar, pax and USTAR."""
+    folder = tmp_path / "shards"
+    for name, num_samples, tar_format in (("a.tar", 5, tarfile.GNU_FORMAT), ("b.tar", 0, tarfile.PAX_FORMAT),
+                                          ("c.tar", 4, tarfile.USTAR_FORMAT)):  # fmt: skip
+        write_tar(folder / name, members(ord(name[0]), num_samples), tar_format)
+    return folder

@@ -1,6 +1,8 @@
+import io
 import json
 import os
 import shutil
+import tarfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -64,7 +66,7 @@ def test_report_is_json(dataset: Path) -> None:
     facts = json.loads(json.dumps(verify(str(dataset), mode="full").as_facts()))
     (problem,) = facts.pop("problems")
     assert facts == {
-        "url": str(dataset), "mode": "full", "ok": False, "shards": 10, "samples": 97, "repaired": []
+        "url": str(dataset), "mode": "full", "ok": False, "shards": 10, "samples": 97, "repaired": [], "notes": []
     }  # fmt: skip
     assert (problem["shard"], problem["sample"], set(problem)) == (
         "train-000002.tar", 0, {"shard", "sample", "key", "member", "reason"}
@@ -136,7 +138,8 @@ def test_missing_and_damaged_sidecars_are_repaired(dataset: Path) -> None:
         (dataset / "train-000002.tar.idx").write_bytes(b"\xff" * 80)
         if mode == "full":  # one wrong checksum: its size says nothing
             change(dataset / "train-000003.tar.idx", lambda data: flip(data, 14))
-            assert "its index train-000003.tar.idx is damaged; --repair" in said(verify(str(dataset), mode=mode))
+            assert "train-000003.tar.idx is damaged: CRC32" in said(verify(str(dataset)))
+            assert "its index train-000003.tar.idx is damaged: CRC32 is " in said(verify(str(dataset), mode=mode))
         verdict = verify(str(dataset), mode=mode, repair=True)
         assert said(verdict) == ""
         assert len(verdict.repaired) == (3 if mode == "full" else 2)
@@ -154,11 +157,38 @@ def test_sidecar_of_a_damaged_shard_is_not_made_again(dataset: Path) -> None:
 
 def test_touched_shard_is_told_from_a_changed_one(foreign: Path) -> None:
     os.utime(foreign / "0.tar")
-    assert "0.tar: changed since it was indexed: version" in said(verify(str(foreign)))
-    assert verify(str(foreign), mode="full").is_whole  # its contents are the same, and local dates do not matter
+    for mode in ("quick", "full"):  # local dates do not matter: each copy has others
+        verdict = verify(str(foreign), mode=mode)
+        assert verdict.is_whole
+        assert [note.split(",")[0] for note in verdict.notes] == ["1 shard copied or touched since the index was made"]
     repaired = verify(str(foreign), mode="full", repair=True)
     assert (repaired.is_whole, repaired.repaired) == (True, ("0.tar",))
-    assert verify(str(foreign)).is_whole
+    assert verify(str(foreign)).notes == ()
+
+
+def test_checksums_of_sidecars_are_recorded_for_older_manifests(foreign: Path) -> None:
+    manifest = load_manifest(str(foreign))
+    for wrong in ("", "00000000"):
+        shards = tuple(replace(shard, sidecar_crc=wrong) for shard in manifest.shards)
+        write_manifest(foreign, replace(manifest, shards=shards))
+        assert verify(str(foreign)).is_whole is (wrong == "")
+        assert verify(str(foreign), mode="full", repair=True).is_whole
+        assert load_manifest(str(foreign)) == manifest
+
+
+def test_report_of_names_that_are_no_text_is_valid_json(foreign: Path) -> None:
+    listed = [("\udcff.png", b"no image"), ("\udcff.cls", b"1")]
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w", encoding="utf-8", errors="surrogateescape") as tar:
+        for name, contents in listed:
+            info = tarfile.TarInfo(name)
+            info.size = len(contents)
+            tar.addfile(info, io.BytesIO(contents))
+    (foreign / "2.tar").write_bytes(file.getvalue())
+    index(str(foreign))
+    text = json.dumps(verify(str(foreign), mode="decode").as_facts())
+    assert json.loads(text)["problems"][0]["key"] == "\\udcff"
+    assert "\\\\udcff" in text  # an escaped backslash, not half of a pair
 
 
 def test_undecodable_images_are_named(foreign: Path) -> None:

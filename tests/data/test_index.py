@@ -4,6 +4,7 @@ import shutil
 import subprocess
 import sys
 import tracemalloc
+import zlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +13,10 @@ import pytest
 
 from orchestrate.data.index import Manifest, Shard, check_shards, dataset_identity, load_manifest, write_manifest
 from orchestrate.errors import DataError
+from tests.data.fault_proxy import FaultProxy
+from tests.data.object_store import ObjectStore, object_store
+
+__all__ = ["object_store"]
 
 
 @pytest.fixture
@@ -49,7 +54,54 @@ def test_manifest_of_format_1_is_read_and_keeps_its_digest(dataset: Path) -> Non
     old = {"format": 1, "split": "train", "classes": list(manifest.classes), "num_samples": 97,
            "digest": manifest.digest, "shards": shards, "info": dict(manifest.info)}  # fmt: skip
     (dataset / "manifest.json").write_text(json.dumps(old, indent=1))
-    assert load_manifest(str(dataset)) == manifest
+    bare = tuple(replace(shard, sidecar_crc="") for shard in manifest.shards)
+    assert load_manifest(str(dataset)) == replace(manifest, shards=bare)
+
+
+def test_shards_of_older_manifests_have_no_checksum_of_their_sidecar(dataset: Path) -> None:
+    file = dataset / "manifest.json"
+    fields = json.loads(file.read_text())
+    del fields["checksum"]
+    fields["shards"] = [row[:5] for row in fields["shards"]]
+    file.write_text(json.dumps(fields))
+    assert {shard.sidecar_crc for shard in load_manifest(str(dataset)).shards} == {""}
+
+
+def test_manifest_knows_the_checksum_of_each_sidecar(dataset: Path) -> None:
+    for shard in load_manifest(str(dataset)).shards:
+        assert shard.sidecar_crc == f"{zlib.crc32((dataset / shard.sidecar).read_bytes()):08x}"
+
+
+@pytest.mark.parametrize("name", ["split", "info", "base", "version"])
+def test_damage_outside_the_digest_is_noticed(dataset: Path, name: str) -> None:
+    file = dataset / "manifest.json"
+    fields = json.loads(file.read_text())
+    if name == "version":
+        fields["shards"][0][4] = "etag:x"
+    else:
+        fields[name] = {"a": 1} if name == "info" else "x"
+    file.write_text(json.dumps(fields))
+    with pytest.raises(DataError, match="its checksum does not match"):
+        load_manifest(str(dataset))
+
+
+def test_layout_of_the_file_is_not_part_of_its_checksum(dataset: Path) -> None:
+    file = dataset / "manifest.json"
+    before = load_manifest(str(dataset))
+    file.write_text(json.dumps(json.loads(file.read_text()), indent=4))
+    assert load_manifest(str(dataset)) == before
+
+
+def test_manifest_that_arrives_damaged_is_read_again(dataset: Path, object_store: ObjectStore) -> None:
+    object_store.upload(dataset, "once-damaged")
+    with FaultProxy(object_store.endpoint) as proxy:
+        url = object_store.http_url("once-damaged", proxy.url)  # an S3 client checks what it gets by itself
+        proxy.add("wrong", path="manifest.json", times=2)
+        assert load_manifest(url) == load_manifest(str(dataset))
+        assert proxy.counts["fault wrong"] == 2
+        proxy.add("wrong", path="manifest.json", times=3)
+        with pytest.raises(DataError, match="damaged"):
+            load_manifest(url)
 
 
 def test_digest_stays_what_it_was_in_format_1() -> None:
@@ -68,7 +120,7 @@ def test_tars_may_lie_elsewhere_and_sidecars_lie_beside_the_manifest(tmp_path: P
     assert Manifest((shard,)).shard_url("data/in1k", shard) == "data/in1k/a.tar"
     write_manifest(str(tmp_path / "new"), away)
     assert load_manifest(str(tmp_path / "new")) == away
-    with pytest.raises(DataError, match=r"1 files are not .*\n  a\.tar\.idx: missing$"):
+    with pytest.raises(DataError, match=r"1 file is not .*\n  a\.tar\.idx: missing$"):
         check_shards(str(tmp_path / "new"), away)  # the tar is remote, so nobody asks for it
 
 

@@ -12,30 +12,15 @@ import webdataset
 
 from orchestrate.data.fsck import verify
 from orchestrate.data.index import check_shards, load_manifest
-from orchestrate.data.indexing import index, load_classes
+from orchestrate.data.indexing import index
 from orchestrate.data.shard_pool import ShardProgress
 from orchestrate.data.shards import load_sidecar, read_sample
 from orchestrate.errors import DataError
 from tests.data.fault_proxy import FaultProxy
-from tests.data.object_store import ObjectStore, object_store
-from tests.data.tars import tar_bytes, write_tar
+from tests.data.object_store import BUCKET, ObjectStore, object_store
+from tests.data.tars import members, shards, tar_bytes, write_tar
 
-__all__ = ["object_store"]  # a fixture
-
-
-def members(shard: int, num_samples: int) -> list[tuple[str, bytes]]:
-    return [(f"{shard}-{number}.{ending}", contents) for number in range(num_samples)
-            for ending, contents in (("jpg", b"image"), ("cls", b"%d" % (number % 3)))]  # fmt: skip
-
-
-@pytest.fixture
-def shards(tmp_path: Path) -> Path:
-    """Three shards of 5, 0 and 4 samples, as GNU tar, pax and USTAR."""
-    folder = tmp_path / "shards"
-    for name, num_samples, tar_format in (("a.tar", 5, tarfile.GNU_FORMAT), ("b.tar", 0, tarfile.PAX_FORMAT),
-                                          ("c.tar", 4, tarfile.USTAR_FORMAT)):  # fmt: skip
-        write_tar(folder / name, members(ord(name[0]), num_samples), tar_format)
-    return folder
+__all__ = ["object_store", "shards"]  # fixtures
 
 
 def keys_of(url: str) -> list[str]:
@@ -68,6 +53,7 @@ def test_index_of_a_pack_is_that_of_the_packer(tiny_dataset: str, tmp_path: Path
     report = index(tiny_dataset, dest=str(tmp_path / "index"), classes=packed.classes)
     assert report.manifest.digest == packed.digest
     assert report.manifest.base == tiny_dataset
+    assert index(tiny_dataset, dest=str(tmp_path / "other")).manifest.classes == packed.classes
     for shard in packed.shards:
         sidecar = (tmp_path / "index" / shard.sidecar).read_bytes()
         assert sidecar == (Path(tiny_dataset) / shard.sidecar).read_bytes()
@@ -84,6 +70,9 @@ def test_shards_of_another_store_are_indexed_into_a_side_location(shards: Path, 
     beside = index("memory://indexing/train", split="val").manifest
     assert (beside.base, beside.split, beside.digest) == ("", "val", report.manifest.digest)
     assert keys_of("memory://indexing/train") == stock_keys(shards)
+    beside_them = {name.rpartition("/")[2] for name in store.find("/indexing/train")}
+    assert beside_them == {"manifest.json", "index-records.jsonl",
+                           *(f"{name}.tar{ending}" for name in "abc" for ending in ("", ".idx"))}  # fmt: skip
 
 
 def test_index_is_written_into_a_bucket_beside_the_shards(
@@ -102,6 +91,7 @@ def test_index_is_written_into_a_bucket_beside_the_shards(
         assert index(url).manifest == first.manifest
         after = sum("a.tar" in path and asked.startswith("bytes=0-") for _, path, asked in proxy.requests)
         assert after == before  # what was read and has not changed is not read again
+        assert "Contents" not in object_store.client.list_objects_v2(Bucket=BUCKET, Prefix="beside/index-records/")
         assert verify(url, mode="full").is_whole
 
 
@@ -110,33 +100,23 @@ def test_pattern_chooses_shards(shards: Path, tmp_path: Path, monkeypatch: pytes
     manifest = index("shards/{a,c}.tar", dest="index").manifest
     assert [shard.name for shard in manifest.shards] == ["a.tar", "c.tar"]
     assert manifest.base == str(shards)  # found from any folder
-    with pytest.raises(DataError, match=r"shards/z\.tar: no such shard; check the pattern"):
-        index("shards/{a,z}.tar", dest="other")
+    with pytest.raises(DataError, match=r"shards/x\.tar: no such shard; 2 of 3 are missing; check the pattern"):
+        index("shards/{a,x,z}.tar", dest="other")
+    monkeypatch.chdir(shards)
+    assert [shard.name for shard in index("[ac].tar", dest="../here").manifest.shards] == ["a.tar", "c.tar"]
+    assert [shard.name for shard in index("a.tar", dest="../one").manifest.shards] == ["a.tar"]
 
 
-def test_folder_that_cannot_be_written_says_where_else(shards: Path) -> None:
-    (shards / "index-records").touch()  # root may write where it likes, but not into a file
-    with pytest.raises(DataError, match=r"the index cannot be written there.*--to FOLDER"):
-        index(str(shards))
-
-
-def test_index_of_other_shards_is_not_overwritten(shards: Path, tmp_path: Path) -> None:
-    write_tar(tmp_path / "others/a.tar", members(9, 2))
-    index(str(shards), dest=str(tmp_path / "index"))
-    with pytest.raises(DataError, match=f"holds the index of {shards}; choose another folder with --to"):
-        index(str(tmp_path / "others"), dest=str(tmp_path / "index"))
-    (tmp_path / "index/manifest.json").unlink()  # an unfinished one counts too
-    with pytest.raises(DataError, match="holds the index of"):
-        index(str(tmp_path / "others"), dest=str(tmp_path / "index"))
-    index(str(tmp_path / "others"))
-    with pytest.raises(DataError, match="holds the index of"):
-        index(str(shards), dest=str(tmp_path / "others"))
+def test_file_that_is_no_tar_is_named(tmp_path: Path) -> None:
+    (tmp_path / "train.py").write_text("")
+    with pytest.raises(DataError, match=r"train\.py: a file, and not a tar by its name; give a folder"):
+        index(str(tmp_path / "train.py"))
 
 
 @pytest.mark.parametrize("ending", ["tgz", "tar.gz", "tar.zst"])
 def test_compressed_tars_are_named_with_the_ways_out(shards: Path, ending: str) -> None:
     (shards / f"d.{ending}").write_bytes(gzip.compress((shards / "a.tar").read_bytes()))
-    with pytest.raises(DataError, match=rf"1 of 4 tars are compressed, such as d\.{ending}.*data pack.*decompress"):
+    with pytest.raises(DataError, match=rf"compressed: 1 of 4 tars, such as d\.{ending}.*data pack.*decompress"):
         index(str(shards))
 
 
@@ -146,14 +126,14 @@ def test_nothing_to_index_is_said(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"no \.tar files"):
         index(str(tmp_path))
     write_tar(tmp_path / "a.tar", [])
-    with pytest.raises(DataError, match="1 tars hold no samples"):
+    with pytest.raises(DataError, match="1 tar without any sample"):
         index(str(tmp_path))
 
 
 def test_cut_tars_are_refused_unless_accepted(shards: Path) -> None:
     whole = (shards / "c.tar").read_bytes()
     (shards / "c.tar").write_bytes(whole[: 4 * 1024 + 600])  # within the first member of the third sample
-    with pytest.raises(DataError, match=r"(?s)1 of 3 tars are not whole.*--accept-cut.*c\.tar: cut at byte 4,696"):
+    with pytest.raises(DataError, match=r"(?s)not whole: 1 of 3 tars;.*--accept-cut.*c\.tar: cut at byte 4,696"):
         index(str(shards))
     assert not (shards / "manifest.json").exists()
     report = index(str(shards), accept_cut=True)
@@ -161,6 +141,31 @@ def test_cut_tars_are_refused_unless_accepted(shards: Path) -> None:
     assert report.counts == {"cut": 1}
     assert report.manifest.info["cut"] == ["c.tar"]
     assert keys_of(str(shards))[-1] == "99-1"
+
+
+def test_joined_tars_are_refused_unless_accepted(shards: Path) -> None:
+    joined = (shards / "a.tar").read_bytes() + (shards / "c.tar").read_bytes()
+    (shards / "a.tar").write_bytes(joined)
+    with pytest.raises(DataError, match=r"(?s)1 of 3 tars.*--accept-cut.*a\.tar: bytes after the end mark"):
+        index(str(shards))
+    report = index(str(shards), accept_cut=True)
+    assert [shard.samples for shard in report.manifest.shards] == [5, 0, 4]
+    assert report.counts["cut"] == 1
+    verdict = verify(str(shards), mode="full")
+    assert (verdict.is_whole, verdict.notes) == (True, (
+        "a.tar: was cut when it was indexed with --accept-cut: samples beyond the cut are not in the index",
+    ))  # fmt: skip
+
+
+def test_samples_that_training_cannot_use_are_counted_once(shards: Path) -> None:
+    assert index(str(shards)).unusable == 0
+    broken = [("x.txt", b"1"), ("y.jpg", b"1"), ("z.jpg", b""), ("z.cls", b"1"), ("w.jpg", b"1"), ("w.cls", b"dog"),
+              ("v.jpg", b"1"), ("v.png", b"1"), ("v.cls", b"1"), ("u.jpg", b"1"), ("u.JPG", b"1"), ("u.cls", b"1"),
+              ("good.jpg", b"1"), ("good.cls", b"1")]  # fmt: skip
+    write_tar(shards / "d.tar", broken)
+    assert index(str(shards)).unusable == 6
+    write_tar(shards.parent / "unlabelled/a.tar", [("x.txt", b"1"), ("y.jpg", b"1")])
+    assert index(str(shards.parent / "unlabelled")).unusable == 1
 
 
 def test_keys_in_several_shards_are_named(shards: Path) -> None:
@@ -189,28 +194,6 @@ def test_unlabelled_data_has_no_classes(tmp_path: Path) -> None:
     assert (report.manifest.classes, report.manifest.info["class_counts"], report.counts) == ((), [], {})
     with pytest.raises(DataError, match="2 classes given, and no sample has a label"):
         index(str(tmp_path), classes=["x", "y"])
-
-
-def test_class_names_come_from_a_file_or_a_dataset(shards: Path, tiny_dataset: str, tmp_path: Path) -> None:
-    file = tmp_path / "classes.txt"
-    file.write_text("cat\ndog\n\nélan\n")
-    assert index(str(shards), classes=load_classes(str(file))).manifest.classes == ("cat", "dog", "élan")
-    assert index(str(shards)).manifest.classes == ("cat", "dog", "élan")  # those that the index had
-    assert load_classes(tiny_dataset) == ("disc", "square", "triangle", "cross")
-    with pytest.raises(DataError, match="2 classes given, labels go up to 2"):
-        index(str(shards), classes=["cat", "dog"])
-    for text, message in (("cat\ncat\n", "the class 'cat' twice"), ("", "is empty")):
-        file.write_text(text)
-        with pytest.raises(DataError, match=message):
-            load_classes(str(file))
-    with pytest.raises(DataError, match="cannot be read"):
-        load_classes(str(tmp_path / "nowhere.txt"))
-
-
-def test_identifiers_are_not_taken_for_labels(tmp_path: Path) -> None:
-    write_tar(tmp_path / "a.tar", [("a.jpg", b"1"), ("a.cls", b"20240131")])
-    with pytest.raises(DataError, match="a label 20240131: too large"):
-        index(str(tmp_path))
 
 
 def inodes(folder: Path) -> dict[str, int]:
@@ -264,12 +247,13 @@ def test_killed_index_goes_on_where_it_stopped(tmp_path: Path) -> None:
 
 def test_damaged_record_is_made_anew(shards: Path) -> None:
     first = index(str(shards)).manifest
-    record = shards / "index-records/a.tar.json"
+    record = shards / "index-records.jsonl"
     text = record.read_text()
     for damaged in (text[:50], "[]", json.dumps({"format": 99})):
         record.write_text(damaged)
         assert index(str(shards)).manifest == first
         assert record.read_text() == text
+        assert not (shards / "index-records").exists()
 
 
 def test_number_of_workers_does_not_change_the_index(shards: Path, tmp_path: Path) -> None:

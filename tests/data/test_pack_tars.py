@@ -87,7 +87,7 @@ def test_damaged_compressed_tar_is_named(shards: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError) as error:
         repack(shards, tmp_path / "packed")
     assert "c.tgz: cannot be decompressed" in str(error.value)
-    assert "d.tar.zst: compressed in a way that is not read here" in str(error.value)
+    assert "d.tar.zst: gzip, bzip2 and xz are read here, this is not; decompress it" in str(error.value)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["shards"]
 
 
@@ -107,15 +107,55 @@ def test_class_names_come_from_an_index_or_a_list(shards: Path, tmp_path: Path) 
     assert manifest.classes == names
     assert samples_of(tmp_path / "index") == samples_of(shards)
     assert load_manifest(str(tmp_path / "list")).digest == manifest.digest
+    with pytest.raises(DataError, match="cat: not among the 2 classes asked for"):
+        repack(shards, tmp_path / "few", classes=("ant", "bee"))
+    (shards / "manifest.json").unlink()
     with pytest.raises(DataError, match="2 classes given, labels go up to 4"):
         repack(shards, tmp_path / "few", classes=("ant", "bee"))
+
+
+def test_labels_are_numbered_anew_by_the_names_of_another_dataset(shards: Path, tmp_path: Path) -> None:
+    index(str(shards), classes=("ant", "bee", "cat", "dog", "elk"))
+    packed = repack(shards, tmp_path / "packed", classes=("elk", "cat", "ant", "gnu"))
+    assert packed.classes == ("elk", "cat", "ant", "gnu")  # bee and dog have no samples
+    assert packed.info["class_counts"] == [4, 4, 5, 0]
+    before, after = samples_of(shards), samples_of(tmp_path / "packed")
+    anew = {b"0": b"2", b"2": b"1", b"4": b"0"}
+    assert {key: sample["cls"] for key, sample in after.items()} == {
+        key: anew[sample["cls"]] for key, sample in before.items()
+    }
+
+
+def test_split_samples_are_put_together(tmp_path: Path) -> None:
+    whole = members(range(4))
+    write_tar(tmp_path / "whole/a.tar", whole)
+    write_tar(tmp_path / "split/a.tar", [*whole[::3], *whole[2::3], *whole[1::3]])
+    digest = repack(tmp_path / "whole", tmp_path / "packed").digest
+    assert repack(tmp_path / "split", tmp_path / "again", workers=2).digest == digest
+
+
+def test_what_cannot_be_packed_is_left_out_and_counted(shards: Path, tmp_path: Path) -> None:
+    good = repack(shards, tmp_path / "good", shuffle_seed=None)
+    names = "duplicate", "first dot", "dot", "two images", "repeated", "unlabelled", "word", "identifier", "long"
+    for number, (name, tar, _) in enumerate(bad_tars()):
+        if name in (*names, "not decodable"):
+            (shards / f"z{number:02d}.tar").write_bytes(tar)
+    packed = repack(shards, tmp_path / "packed", skip_bad=True, shuffle_seed=None)
+    assert packed.info["skipped"] == len(names) + 1
+    assert samples_of(tmp_path / "packed") == samples_of(tmp_path / "good")
+    assert packed.classes == good.classes
+    assert verify(str(tmp_path / "packed"), mode="decode").is_whole
+    with pytest.raises(DataError, match=r"samples that cannot be packed \(they can be left out with --skip-bad\)"):
+        repack(shards, tmp_path / "other")
+    write_tar(tmp_path / "bad/a.tar", [("x.txt", b"1")])
+    with pytest.raises(DataError, match=r"samples that cannot be packed \(all of them\): 1 problem"):
+        repack(tmp_path / "bad", tmp_path / "other", skip_bad=True)
 
 
 def bad_tars() -> Iterator[tuple[str, bytes, str]]:
     image = png(1)
     whole = tar_bytes(members(range(20, 22)))
     yield "duplicate", tar_bytes([("d.1/003.png", image), ("d.1/003.cls", b"1")]), "same key `d.1/003` as"
-    yield "split", tar_bytes([("x.png", image), ("y.png", image), ("y.cls", b"1"), ("x.cls", b"1")]), "split sample"
     yield (
         "first dot",
         tar_bytes([("x.png", image), ("x.v2.png", image), ("x.cls", b"1")]),
@@ -127,6 +167,7 @@ def bad_tars() -> Iterator[tuple[str, bytes, str]]:
     yield "unlabelled", tar_bytes([("x.png", image)]), "key 'x': no label"
     yield "word", tar_bytes([("x.png", image), ("x.cls", b"dog")]), "label is no whole number"
     yield "identifier", tar_bytes([("x.png", image), ("x.cls", b"20240131")]), "a label 20240131: too large"
+    yield "joined", whole + whole, "bytes after the end mark"
     yield "cut", whole[:-9000], "no end mark" if len(whole) % 10240 else "cut at byte"
     yield (
         "long",

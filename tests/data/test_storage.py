@@ -234,8 +234,20 @@ def test_faults_of_info_listing_and_write_are_retried(proxy: FaultProxy) -> None
 def test_a_changed_entity_tag_is_visible(faulty_url: str, proxy: FaultProxy) -> None:
     before = storage.info(faulty_url)
     proxy.add("etag", method="HEAD")
-    assert storage.info(faulty_url).version == "changed" != before.version
+    assert storage.info(faulty_url).version == "etag:changed" != before.version
     assert storage.info(faulty_url) == before
+
+
+def test_versions_of_other_kinds_are_not_compared(tmp_path: Path, faulty_url: str) -> None:
+    storage.write(str(tmp_path / "a.tar"), DATA)
+    local, remote = storage.info(str(tmp_path / "a.tar")).version, storage.info(faulty_url).version
+    assert (local.partition(":")[0], remote.partition(":")[0]) == ("mtime", "etag")
+    for one, other, differ in [
+        (local, remote, False), (local, "mtime:1", True), (remote, "etag:1", True), (remote, remote, False),
+        ("time:Mon", "time:Tue", True), ("time:Mon", local, False),
+        ("", remote, False), ("1700000000000000000", "1700000000000000001", False), ("abc", remote, False),
+    ]:  # fmt: skip
+        assert storage.versions_differ(one, other) is storage.versions_differ(other, one) is differ
 
 
 def test_a_broken_stream_goes_on_where_it_broke(
