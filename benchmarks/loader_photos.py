@@ -1,12 +1,13 @@
-"""Images to read fast: photo-sized JPEGs and small PNGs, made from two photographs and seeds, and packed.
+"""Images to read fast: photo-sized JPEGs and small PNGs, made from photographs and seeds, and packed.
 
-The photographs lie inside scikit-learn. Each JPEG is a random crop of one, resized to 500x375, under noise whose
-amplitude falls with frequency as in nature (1/f): such files hold as many bytes as real photographs of that size, and
-bytes are what decoding costs.
+The photographs lie inside scikit-learn (two) and, where it is installed, scikit-image (four). Each JPEG is a random
+crop of one, resized to 500x375, under noise whose amplitude falls with frequency as in nature (1/f): such files hold as
+many bytes as real photographs of that size, and bytes are what decoding costs.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import shutil
 from dataclasses import dataclass
@@ -43,10 +44,10 @@ class Images:
 
 def build_images(folder: Path, kind: Kind, num_samples: int) -> Images:
     """Return a dataset of so many images, made now unless an earlier run left it in `folder`."""
-    dest = folder / f"{kind}-{num_samples}"
+    dest = folder / f"{kind}-{num_samples}-of-{len(photograph_names())}"
     extension = "jpg" if kind == "photos" else "png"
     if not (dest / MANIFEST_NAME).exists():
-        source = folder / f"{kind}-{num_samples}-files"
+        source = folder / f"{dest.name}-files"
         _draw(source, kind, extension, num_samples)
         pack(str(source), str(dest), samples_per_shard=-(-num_samples // 8), workers=1)
         shutil.rmtree(source)
@@ -83,10 +84,26 @@ def small_png(photo: Image.Image, random: np.random.Generator) -> bytes:
     return file.getvalue()
 
 
+def photograph_names() -> list[str]:
+    """Name the photographs that images are made from: china and flower, and those of scikit-image that are there."""
+    return ["china", "flower", *(path.stem for path in _scikit_image_files())]
+
+
 def _photographs() -> list[Image.Image]:
     from sklearn.datasets import load_sample_images
 
-    return [Image.fromarray(pixels) for pixels in load_sample_images().images]
+    own = [Image.fromarray(pixels) for pixels in load_sample_images().images]
+    return own + [Image.open(path).convert("RGB") for path in _scikit_image_files()]
+
+
+def _scikit_image_files() -> list[Path]:
+    """Find the photographs inside scikit-image's package; its functions would download those that are missing."""
+    package = importlib.util.find_spec("skimage")
+    if package is None or package.origin is None:
+        return []
+    folder = Path(package.origin).parent / "data"
+    names = ("astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg")
+    return [folder / name for name in names if (folder / name).is_file()]
 
 
 def _noise_tile() -> npt.NDArray[np.float32]:

@@ -6,6 +6,7 @@ import importlib
 import sys
 import time
 import tracemalloc
+from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import islice
@@ -17,8 +18,9 @@ from loader_contestants import stock_views
 from loader_photos import Images, build_images
 from loader_rows import KINDS, Options, Row, alternate, compared
 
-from orchestrate.data.index import Manifest, Shard, load_manifest, write_manifest
+from orchestrate.data.index import Manifest, Shard, write_manifest
 from orchestrate.data.order import Order
+from orchestrate.data.reader import Reader
 from orchestrate.data.readplan import plan_reads
 from orchestrate.data.source import Loading
 from orchestrate.data.stream import TrainStream
@@ -31,17 +33,19 @@ _POSITIONS = {"the start": 0.0, "1/4 of an epoch": 0.25, "3/4 of an epoch": 0.75
 
 def measure_planning(options: Options) -> Iterator[Row]:
     """Plan an epoch of a billion samples in 100,000 shards, and of ten million beside MosaicML Streaming."""
-    yield from _cost("planning: 1e9 samples, first batch with its shards", partial(_plan, _SAMPLES, 0))
-    middle = _SAMPLES // _BATCH // 2
-    yield from _cost("planning: 1e9 samples, a batch in the middle", partial(_plan, _SAMPLES, middle))
-    yield from _cost("planning: 1e9 samples, reads of a block, rank 0 of 32", _plan_reads)
-    yield from _cost("planning: open a manifest of 100,000 shards", _manifest_opener(options))
+    url = _write_billion()
+    yield from _cost("opening: manifest of 100,000 shards, parsed and summed", lambda: Reader(url))
+    find = Reader(url).number_of
+    title = f"planning: 1e9 samples, order, batch with its shards, block of reads of rank 0 of {_RANKS}"
+    yield from _cost(f"{title}, at the start", partial(_plan, _SAMPLES, 0, find))
+    yield from _cost(f"{title}, in mid-epoch", partial(_plan, _SAMPLES, _SAMPLES // _BATCH // 2, find))
     try:
         peer = _streaming_plan(options)
     except ImportError as error:
         print(f"planning: MosaicML Streaming left out ({error})", file=sys.stderr)
         return
-    ours_cost, peer_cost = _measure(partial(_plan, _PEER_SAMPLES, 0)), _measure(peer)
+    ends = list(range(10_000, _PEER_SAMPLES + 1, 10_000))  # shards as large as the peer's
+    ours_cost, peer_cost = _measure(partial(_plan, _PEER_SAMPLES, 0, partial(bisect_right, ends))), _measure(peer)
     title = "planning: 1e7 samples, beside MosaicML Streaming"
     yield Row(f"{title}, time", ours_cost[0], peer_cost[0], "ms")
     yield Row(f"{title}, peak memory", ours_cost[1], peer_cost[1], "MB")
@@ -64,26 +68,22 @@ def measure_resume(options: Options) -> Iterator[Row]:
             yield Row(f"{title}, fetched in chunks", median(found[f"chunks {where}"]), None, "s")
 
 
-def _plan(num_samples: int, step: int) -> None:
-    """Find a global batch, and the shard of each of its samples."""
+def _plan(num_samples: int, step: int, find_shard: Callable[[int], int]) -> None:
+    """Plan what a start needs: a global batch with the shards of its samples, and one rank's reads from there on."""
     order = Order(num_samples, 0, global_batch=_BATCH)
-    ends = np.cumsum(np.full(_SHARDS, num_samples // _SHARDS))
-    np.searchsorted(ends, order.batch(step)[0], side="right")
+    for sample_id in order.batch(step)[0].tolist():
+        find_shard(sample_id)
+    for read in next(plan_reads(order, rank=0, world_size=_RANKS, start_step=step)):
+        find_shard(read.ids.start)
 
 
-def _plan_reads() -> None:
-    order = Order(_SAMPLES, 0, global_batch=_BATCH)
-    next(plan_reads(order, rank=0, world_size=_RANKS, start_step=1000))
-
-
-def _manifest_opener(options: Options) -> Callable[[], object]:
-    folder = options.folder / "billion"
+def _write_billion() -> str:
+    """Write the manifest of shards that nobody has, to a store in memory: a local set would be checked file by file."""
     shards = tuple(
         Shard(f"train-{number:06d}.tar", _SAMPLES // _SHARDS, 10**9, f"{number:064x}") for number in range(_SHARDS)
     )
-    folder.mkdir(parents=True, exist_ok=True)
-    write_manifest(folder, Manifest(shards))
-    return lambda: load_manifest(str(folder)).num_samples
+    write_manifest("memory://billion", Manifest(shards))
+    return "memory://billion"
 
 
 def _streaming_plan(options: Options) -> Callable[[], object]:
@@ -126,7 +126,9 @@ def _stock_seconds_to_first_batch(images: Images, step: int, options: Options) -
     stock = wds.WebDataset(list(images.tars), shardshuffle=len(images.tars)).shuffle(1000).repeat()
     seen = step * options.batch
     rest = wds.DataPipeline(
-        lambda: islice(iter(stock), seen, None), wds.decode("pil"), wds.to_tuple(images.extension, "cls")
+        lambda: islice(iter(stock), seen, None),
+        wds.decode("pill" if images.kind == "small" else "pil"),
+        wds.to_tuple(images.extension, "cls"),
     )
     views = stock_views(recipe(*KINDS[images.kind]))
     for image, _ in islice(iter(rest), options.batch):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import subprocess
 import sys
@@ -12,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from loader_contestants import stock_views
+from loader_contestants import opened, stock_views
 from loader_photos import Images, build_images
-from loader_rows import KINDS, Options, Row, alternate, compared, cpu_ms
+from loader_rows import KINDS, Kind, Options, Row, alternate, compared, cpu_ms
 from PIL import Image
 
 from orchestrate.data.images import decode
@@ -34,7 +33,7 @@ def measure_pixels(options: Options) -> Iterator[Row]:
     torch.set_num_threads(1)
     for kind, recipes in _RECIPES.items():
         files = _files(options, kind)
-        pixels, pictures = [decode(data) for data in files], [_opened(data) for data in files]
+        pixels, pictures = [decode(data) for data in files], [opened(data) for data in files]
         for name, size in recipes:
             views = recipe(name, size)
             works = {mode: partial(_make, pixels, views, mode) for mode in ("fast", "reference")}
@@ -42,9 +41,10 @@ def measure_pixels(options: Options) -> Iterator[Row]:
             works["uint8"] = partial(_make_stock, pictures, stock_views(views, as_float=False))
             found = _cpu(works, options)
             title = f"pixels: {len(views.views)} views, {name} {size}"
-            yield compared(f"{title}, fast beside torchvision on PIL", found["fast"], found["stock"], "CPU ms")
-            yield compared(f"{title}, fast beside the same as uint8", found["fast"], found["uint8"], "CPU ms")
-            yield compared(f"{title}, reference beside it", found["reference"], found["stock"], "CPU ms")
+            peers = {"torchvision on PIL, float32 normalised": "stock", "torchvision on PIL, uint8": "uint8"}
+            for peer, work in peers.items():
+                yield compared(f"{title}, fast beside {peer}", found["fast"], found[work], "CPU ms")
+            yield compared(f"{title}, reference beside {peer}", found["reference"], found["uint8"], "CPU ms")
 
 
 def _make(images: list[Any], views: ViewRecipe, pixels: Any, number: int) -> object:
@@ -58,18 +58,11 @@ def _make_stock(images: list[Image.Image], make: Any, number: int) -> object:
 def measure_decode(options: Options) -> Iterator[Row]:
     """Decode an image, beside PIL and beside what no decoder can avoid: undoing the entropy coding."""
     for kind in KINDS:
-        files = _files(options, kind)
-        works = {
-            "ours": lambda number, files=files: decode(files[number % _IMAGES]),
-            "PIL": lambda number, files=files: _opened(files[number % _IMAGES]),
-        }
-        contestants = {name: _timed(work, options) for name, work in works.items()}
-        if kind == "photos":
-            contestants["floor"] = lambda: _floor_ms(options)
-        found = alternate(contestants, options.passes)
-        yield compared(f"decode: {kind}, beside PIL", found["ours"], found["PIL"], "CPU ms")
-        if kind == "photos" and all(found["floor"]):
-            yield compared("decode: photos, beside entropy decoding alone", found["ours"], found["floor"], "CPU ms")
+        names = ["ours", "pillow", *(["entropy"] if kind == "photos" else [])]
+        found = alternate({name: partial(_decoder_ms, name, kind, options) for name in names}, options.passes)
+        yield compared(f"decode: {kind}, beside PIL", found["ours"], found["pillow"], "CPU ms")
+        if all(found.get("entropy", [0.0])):
+            yield compared("decode: photos, beside entropy decoding alone", found["ours"], found["entropy"], "CPU ms")
 
 
 def measure_overhead(options: Options) -> Iterator[Row]:
@@ -138,15 +131,14 @@ def _files(options: Options, kind: Any) -> list[bytes]:
     return [reader.read(number % reader.num_samples).image for number in range(_IMAGES)]
 
 
-def _opened(data: bytes) -> Image.Image:
-    return Image.open(io.BytesIO(data)).convert("RGB")
-
-
-def _floor_ms(options: Options) -> float:
-    """Return the CPU ms of entropy decoding a photo, or 0 where Pillow's libjpeg cannot be called."""
-    tar = build_images(options.folder, "photos", options.samples).tars[0]
-    script = str(Path(__file__).with_name("loader_floor.py"))
-    done = subprocess.run(
-        [sys.executable, script, tar, str(options.seconds)], capture_output=True, text=True, check=False
-    )
-    return float(json.loads(done.stdout)) if done.returncode == 0 else 0.0
+def _decoder_ms(name: str, kind: Kind, options: Options) -> float:
+    """Return the CPU ms of one image in a process of its own, or 0 where Pillow's libjpeg cannot be called."""
+    tar = build_images(options.folder, kind, options.samples_of(kind)).tars[0]
+    script = str(Path(__file__).with_name("loader_decoders.py"))
+    command = [sys.executable, script, name, tar, str(options.seconds)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode == 0:
+        return float(json.loads(done.stdout))
+    if name != "entropy":
+        sys.exit(f"decoder {name} failed:\n{done.stderr[-2000:]}")
+    return 0.0

@@ -67,6 +67,10 @@ def recolour_in_c(
     library = _library()
     assert library is not None, "c_is_built() tells"
     height, width, channels = view.shape
+    if view.dtype != np.uint8 or channels not in (1, 3):
+        raise ValueError(
+            f"view: {view.dtype} of shape {view.shape}, must be uint8 with 1 or 3 channels"
+        )  # C reads bytes
     target = np.empty((height, width, 1 if grey else channels), np.uint8)
     count = len(steps)
     packed = struct.pack(f"{count}i{count}f", *[kind for kind, _ in steps], *[amount for _, amount in steps])

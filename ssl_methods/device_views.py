@@ -19,7 +19,7 @@ from torch.nn.functional import pad
 from ssl_methods import pixels
 from ssl_methods.colour import Step
 from ssl_methods.view_plan import ViewPlan, plan_view
-from ssl_methods.views import ViewRecipe, view_sides
+from ssl_methods.views import ViewRecipe, check_image_array, view_arrays, view_sides
 
 Images = Float[Tensor, "batch 3 side side"]  # levels 0 to 255
 Amounts = Float[Tensor, " batch"]
@@ -45,15 +45,17 @@ def crop_views(
     """Crop, resize and flip all views of one image; colours are left to `finish_views`.
 
     Args:
-        image: one channel (grey) or three; any strides.
-        out: an array for each view, contiguous, of `view_sides`: rows of batches. Without it new ones are made.
+        image: one channel (grey) or three; any strides that are not negative.
+        out: an array for each view, of `view_sides`: rows of batches. Without it new ones are made.
 
     Returns:
         For each view its pixels and its row of NUM_PARAMETERS parameters.
+
+    Raises:
+        ValueError: `image` or an array of `out` has another shape or dtype, or `out` cannot be written to.
     """
-    sides = view_sides(recipe)
-    if out is None:
-        out = [np.empty((side, side, 3), np.uint8) for side in sides]
+    check_image_array(image)
+    out = view_arrays(view_sides(recipe), out)
     size = image.shape[1], image.shape[0]
     return [
         _crop(image, plan_view(spec, size, seed=seed, epoch=epoch, sample_id=sample_id, view=view), target)

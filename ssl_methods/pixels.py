@@ -23,16 +23,21 @@ def resize(
 ) -> UInt8[np.ndarray, "new_height new_width channels"]:
     """Resize with antialiasing, as Pillow's filters of the same name do but for rounding (0.03 levels in the mean).
 
-    Left and right come first, then up and down; recent versions of Pillow take the cheaper order, and round otherwise.
+    Left and right come first, then up and down; the other way round where Pillow 13 does it so: both round to uint8 in
+    between. Earlier versions of Pillow never do, and differ by 0.2 levels in the mean on such crops.
 
     Args:
-        image: any strides: a crop need not be copied before.
+        image: any strides that are not negative: a crop need not be copied before.
         size: new height and width, pixels.
         interpolation: "bicubic" or "bilinear".
     """
     # Channels-last memory takes torch two thirds of the time of planes. Numpy moves axes quicker, which shows on tiny
     # images.
     batch = torch.from_numpy(image.reshape(1, *image.shape).transpose(0, 3, 1, 2))
+    (height, width, _), (new_height, new_width) = image.shape, size
+    # The rule of Pillow's Resample.c; torch skips the axis that does not change.
+    if height - new_height > 2 * max(0, width - new_width) and width != new_width:
+        batch = interpolate(batch, (new_height, width), mode=interpolation, antialias=True)
     resized = interpolate(batch, size, mode=interpolation, antialias=True)
     pixels: UInt8[np.ndarray, "_ _ _"] = resized.numpy().transpose(0, 2, 3, 1)[0]
     return pixels

@@ -6,12 +6,14 @@ with the same parameters: "fast" (`pixels`, `colour`) or "reference" (torchvisio
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Literal
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
@@ -22,6 +24,10 @@ from ssl_methods.view_plan import ViewPlan, ViewSpec, plan_view
 
 Pixels = Literal["fast", "reference"]
 RGB = tuple[float, float, float]
+
+_UINT8 = np.dtype(np.uint8)
+# Times the shorter side: far more than the middle seven eighths of a square and the reach of the resize.
+_LONGEST_FOR_EVALUATION = 8
 
 
 @dataclass(frozen=True)
@@ -71,23 +77,57 @@ def make_views(
     """Make all views of one image.
 
     Args:
-        image: one channel (grey) or three; any strides.
+        image: one channel (grey) or three; any strides that are not negative.
         pixels: "fast", or "reference" for torchvision's transforms at several times the cost; the views differ by
             rounding (see `reference_views`).
-        out: an array for each view, contiguous, of `view_sides`: rows of batches. Without it new ones are made.
+        out: an array for each view, of `view_sides`: rows of batches. Without it new ones are made.
 
     Returns:
         The views; the arrays of `out`, if given.
+
+    Raises:
+        ValueError: `image` or an array of `out` has another shape or dtype, or `out` cannot be written to.
     """
-    sides = view_sides(recipe)
-    if out is None:
-        out = [np.empty((side, side, 3), np.uint8) for side in sides]
+    check_image_array(image)
+    out = view_arrays(view_sides(recipe), out)
     height, width, _ = image.shape
     draw = _fast_view if pixels == "fast" else _reference_view
     for view, (spec, target) in enumerate(zip(recipe.views, out, strict=True)):
         plan = plan_view(spec, (width, height), seed=seed, epoch=epoch, sample_id=sample_id, view=view)
         draw(image, plan, target)
+    return out
+
+
+def view_arrays(
+    sides: Sequence[int], out: Sequence[npt.NDArray[np.generic]] | None
+) -> list[UInt8[np.ndarray, "_ _ 3"]]:
+    """Return the arrays to write views of these sides into: those of `out`, checked, or new ones.
+
+    Raises:
+        ValueError: names the view whose array does not fit.
+    """
+    if out is None:
+        return [np.empty((side, side, 3), np.uint8) for side in sides]
+    if len(out) != len(sides):
+        raise ValueError(f"out: {len(out)} arrays for {len(sides)} views")
+    for view, (array, side) in enumerate(zip(out, sides, strict=True)):
+        # OpenCV takes positive strides with the channels side by side.
+        whole = array.strides[1:] == (3, 1) and array.strides[0] > 0 if array.ndim == 3 else False
+        if array.shape != (side, side, 3) or array.dtype != _UINT8 or not array.flags.writeable or not whole:
+            kind = "writable" if array.flags.writeable else "read-only"
+            raise ValueError(
+                f"out, view {view}: {kind} {array.dtype} of shape {array.shape} and strides {array.strides}, must be "
+                f"writable uint8 of shape {(side, side, 3)}, rows in order and contiguous"
+            )
     return list(out)
+
+
+def check_image_array(image: npt.NDArray[np.generic]) -> None:
+    """Raise ValueError unless `image` is one to make views of: uint8 (height, width, 1 or 3), not empty."""
+    if image.dtype != _UINT8 or image.ndim != 3 or image.shape[2] not in (1, 3) or image.size == 0:
+        raise ValueError(
+            f"image: {image.dtype} of shape {image.shape}, must be uint8 of shape (height, width, 1 or 3), not empty"
+        )
 
 
 def eval_view(
@@ -98,15 +138,22 @@ def eval_view(
 ) -> UInt8[np.ndarray, "size size 3"]:
     """Return the image for evaluation: as it is if it is size x size, else resized (bilinear) and centre-cropped.
 
-    The short side becomes size x 8/7, the usual 256 for 224. Writes into `out`, if given, and returns it.
+    The short side becomes size x 8/7, the usual 256 for 224. Of an image more than 8 times as long as wide, or as wide
+    as long, only the middle is resized: that may shift the view by half a pixel. Writes into `out`, if given, and
+    returns it.
+
+    Raises:
+        ValueError: `image` or `out` has another shape or dtype, or `out` cannot be written to.
     """
-    height, width, _ = image.shape
-    if (height, width) != (size, size):
-        short = round(size * 8 / 7)
-        height, width = (short * side // min(height, width) for side in (height, width))
-        top, left = round((height - size) / 2), round((width - size) / 2)
-        image = resize(image, (height, width), "bilinear")[top : top + size, left : left + size]
-    return write_colour(image, np.empty((size, size, 3), np.uint8) if out is None else out)
+    check_image_array(image)
+    (target,) = view_arrays((size,), None if out is None else (out,))
+    if image.shape[:2] != (size, size):
+        height, width, _ = image.shape
+        (rows, new_height, view_rows), (columns, new_width, view_columns) = (
+            _plan_evaluation(length, min(height, width), size) for length in (height, width)
+        )
+        image = resize(image[rows, columns], (new_height, new_width), "bilinear")[view_rows, view_columns]
+    return write_colour(image, target)
 
 
 def normalise(
@@ -119,6 +166,25 @@ def normalise(
     mean = batch.new_tensor([255 * value for value in recipe.mean], dtype=torch.float32).view(3, 1, 1)
     std = batch.new_tensor([255 * value for value in recipe.std], dtype=torch.float32).view(3, 1, 1)
     return (batch.permute(0, 3, 1, 2) - mean) / std
+
+
+def _plan_evaluation(length: int, shorter: int, size: int) -> tuple[slice, int, slice]:
+    """Plan one axis of an evaluation view, of an image whose shorter side is known.
+
+    Returns:
+        The pixels to resize, how many they become, and which of these are the view.
+    """
+    short = round(size * 8 / 7)
+    first = round((short * length // shorter - size) / 2)
+    if length <= _LONGEST_FOR_EVALUATION * shorter:
+        return slice(0, length), short * length // shorter, slice(first, first + size)
+    # So many pixels become a whole number of new ones, which lie as they would if all were resized.
+    period = shorter // math.gcd(shorter, short)
+    skipped = (length - _LONGEST_FOR_EVALUATION * shorter) // (2 * period)
+    first -= skipped * period * short // shorter
+    start = skipped * period
+    stop = start + _LONGEST_FOR_EVALUATION * shorter
+    return slice(start, stop), _LONGEST_FOR_EVALUATION * short, slice(first, first + size)
 
 
 def _fast_view(

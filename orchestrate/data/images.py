@@ -14,12 +14,13 @@ from jaxtyping import UInt8
 from PIL import Image, UnidentifiedImageError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".pgm", ".tif", ".tiff")
-# Converting these to RGB clips values above 255 to white without a word.
-_DEEP_MODES = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")
+# Modes I, I;16 and its kin, F: converting them to RGB clips values above 255 to white without a word.
+_DEEP_MODES = ("I", "F")
 # Colour spaces of print, as simplejpeg names them; Pillow knows how to turn them to RGB.
 _INK_COLOURS = ("CMYK", "YCCK")
-# What PIL raises on damaged bytes, which depends on the format and on where the damage is.
-DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, zlib.error, MemoryError,
+# What PIL raises on damaged bytes, which depends on the format and on where the damage is. Not MemoryError: that says
+# nothing about the image.
+DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, zlib.error,
                  Image.DecompressionBombError)  # fmt: skip
 
 
@@ -29,8 +30,6 @@ def check_image(data: bytes) -> str | None:
         if not _is_jpeg(data):
             with Image.open(io.BytesIO(data)) as image:
                 image.verify()
-                if image.mode in _DEEP_MODES:
-                    return f"more than 8 bits per channel (mode {image.mode}); convert it to 8 bits"
         decode(data)
     except UnidentifiedImageError:
         return "not an image" if data else "empty file"
@@ -42,7 +41,8 @@ def check_image(data: bytes) -> str | None:
 def decode(data: bytes) -> UInt8[np.ndarray, "height width channels"]:
     """Decode to one channel (grey images) or three (all others), as a writable array.
 
-    JPEGs are decoded strictly: damage that the decoder could paper over is an error. Raises one of DECODE_ERRORS.
+    JPEGs are decoded strictly: damage that the decoder could paper over is an error. So are levels of more than 8 bits,
+    unless Pillow itself scales them down (as it does those of colour PNGs). Raises one of DECODE_ERRORS.
     """
     return _decode_jpeg(data) if _is_jpeg(data) else _decode_with_pillow(data)
 
@@ -63,6 +63,8 @@ def _decode_jpeg(data: bytes) -> UInt8[np.ndarray, "height width channels"]:
 
 def _decode_with_pillow(data: bytes) -> UInt8[np.ndarray, "height width channels"]:
     with Image.open(io.BytesIO(data)) as image:
+        if image.mode.partition(";")[0] in _DEEP_MODES:
+            raise ValueError(f"more than 8 bits per channel (mode {image.mode}); convert it to 8 bits")
         plain = image if image.mode in ("L", "RGB") else image.convert("RGB")
         levels = bytearray(plain.tobytes())  # loads the image; np.array would take longer and copy once more
     return np.frombuffer(levels, np.uint8).reshape(plain.height, plain.width, -1)

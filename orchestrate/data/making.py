@@ -19,6 +19,7 @@ from ssl_methods.device_views import NUM_PARAMETERS, crop_views
 from ssl_methods.views import ViewRecipe, make_views, view_sides
 
 Pixels = Literal["fast", "reference", "device"]
+_WANTED = "must return a uint8 array of shape (height, width, 1 or 3), not empty"
 
 
 class Job(NamedTuple):
@@ -33,7 +34,8 @@ class Job(NamedTuple):
 class Transform(Protocol):
     """A user's own function on decoded images, before views are made.
 
-    `draw(n)` returns n uniform numbers that belong to this sample in this epoch.
+    It gets and returns uint8 pixels of one channel or three, in any size and memory layout. `draw(n)` returns n uniform
+    numbers that belong to this sample in this epoch.
     """
 
     def __call__(
@@ -84,11 +86,15 @@ class Maker:
 
     @cached_property
     def function(self) -> Transform | None:
-        """The user's function. Raises ConfigError if it cannot be imported."""
+        """The user's function. Raises ConfigError if it cannot be imported or called."""
         return load_transform(self.transform) if self.transform else None
 
     def make(self, jobs: Sequence[Job], rows: Rows) -> list[tuple[int, str]]:
-        """Fill rows; return (row, reason) of the images that cannot be decoded, whose rows are undefined."""
+        """Fill rows; return (row, reason) of the images that cannot be decoded, whose rows are undefined.
+
+        Raises:
+            ConfigError: the user's transform returned something that is no image.
+        """
         views = [view.numpy() for view in rows.views]
         parameters = [each.numpy() for each in rows.parameters]
         failures = []
@@ -99,7 +105,7 @@ class Maker:
                 failures.append((job.row, f"cannot be decoded: {error}"))
                 continue
             if self.function is not None:
-                image = self.function(image, draw=self._draw(job))
+                image = checked_image(self.function(image, draw=self._draw(job)), self.transform)
             where: dict[str, Any] = {"seed": self.seed, "epoch": job.epoch, "sample_id": job.sample_id}
             out = [view[job.row] for view in views]
             if self.pixels == "device":
@@ -115,6 +121,19 @@ class Maker:
         return lambda count: uniforms(self.seed, epoch=job.epoch, sample_id=job.sample_id, view=-1, count=count)
 
 
+def checked_image(pixels: object, path: str) -> UInt8[np.ndarray, "h w c"]:
+    """Return what the transform `path` made, in memory that views can be made of.
+
+    Raises:
+        ConfigError: it is no uint8 array of one channel or three, or empty.
+    """
+    if not isinstance(pixels, np.ndarray):
+        raise ConfigError(f"views.transform: {path}: returned {type(pixels).__name__}, {_WANTED}")
+    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] not in (1, 3) or pixels.size == 0:
+        raise ConfigError(f"views.transform: {path}: returned {pixels.dtype} of shape {pixels.shape}, {_WANTED}")
+    return np.ascontiguousarray(pixels) if min(pixels.strides) < 0 else pixels  # as of a mirrored view
+
+
 def load_transform(path: str) -> Transform:
     """Import `module:function`. Raises ConfigError that says what is missing."""
     module, _, name = path.partition(":")
@@ -124,6 +143,9 @@ def load_transform(path: str) -> Transform:
         raise ConfigError(
             f"views.transform: {path}: {error}; write `module:function`, importable on every node"
         ) from None
+    if isinstance(function, type) or not callable(function):
+        kind = "a class" if isinstance(function, type) else f"of type {type(function).__name__}"
+        raise ConfigError(f"views.transform: {path}: is {kind}, must be a function")
     return function
 
 

@@ -81,8 +81,8 @@ class Quarantine:
         listed = "".join(f"\n  {sample}" for sample in samples[:_LISTED])
         more = f"\n  and {len(samples) - _LISTED} more in {self._file}" if len(samples) > _LISTED else ""
         return (
-            f"{len(samples)} samples are damaged, system.max_damaged allows {self._bound}; copy the dataset again and remove "
-            f"{self._file}, or raise system.max_damaged:{histogram}\nThese are:{listed}{more}"
+            f"{len(samples)} samples are damaged, system.max_damaged allows {self._bound}; copy the dataset again and "
+            f"remove {self._file}, or raise system.max_damaged:{histogram}\nThese are:{listed}{more}"
         )
 
 

@@ -1,6 +1,8 @@
 import io
+import zlib
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from PIL import Image
 
@@ -59,6 +61,28 @@ def test_reasons_are_plain() -> None:
     assert "more than 8 bits per channel" in str(check_image(encoded(deep, "PNG")))
 
 
+@pytest.mark.parametrize(
+    ("kind", "levels"),
+    [
+        ("PNG", np.uint16),
+        ("TIFF", np.uint16),
+        ("TIFF", np.dtype(">u2")),
+        ("TIFF", np.int32),
+        ("TIFF", np.float32),
+        ("PPM", np.uint16),
+    ],
+)
+def test_images_of_more_than_8_bits_are_refused_rather_than_made_white(kind: str, levels: npt.DTypeLike) -> None:
+    data = encoded(Image.fromarray(np.arange(300, 1500, dtype=levels).reshape(30, 40)), kind)
+    with pytest.raises(DECODE_ERRORS, match=r"more than 8 bits per channel \(mode [IF][^)]*\); convert it to 8 bits"):
+        decode(data)
+    assert "more than 8 bits per channel" in str(check_image(data))
+
+
+def test_lack_of_memory_says_nothing_about_an_image() -> None:
+    assert not any(issubclass(MemoryError, error) for error in DECODE_ERRORS)
+
+
 def test_damaged_jpegs_are_named() -> None:
     data = encoded(TEXTURE, "JPEG", quality=90)
     zeroed = [data[:place] + bytes(400) + data[place + 400 :] for place in range(700, len(data) - 500, 200)]
@@ -113,3 +137,12 @@ def test_jpeg_that_claims_to_be_enormous_is_refused() -> None:
     place = data.index(b"\xff\xc0") + 5
     data[place : place + 4] = b"\xff\xdc" * 2  # height and width: 65,500
     assert "65500 x 65500 pixels" in str(check_image(bytes(data)))
+
+
+def test_png_that_claims_to_be_enormous_is_refused() -> None:
+    data = encoded(PHOTO, "PNG")
+    header = b"IHDR" + b"\x00\x00\xff\xdc" * 2 + data[24:29]
+    claims = data[:12] + header + zlib.crc32(header).to_bytes(4, "big") + data[33:]
+    assert "decompression bomb" in str(check_image(claims))
+    with pytest.raises(DECODE_ERRORS, match="decompression bomb"):
+        decode(claims)

@@ -151,3 +151,10 @@ def run_program(program: str, path: Path) -> tuple[str, str, str]:
     )
     folder, digest = result.stdout.split()
     return folder, digest, result.stderr
+
+
+def test_c_never_reads_floats_as_bytes() -> None:
+    unchecked = getattr(recolour_in_c, "__wrapped__", recolour_in_c)  # tests verify annotations, production does not
+    for view in (np.zeros((4, 5, 3), np.float32), np.zeros((4, 5, 4), np.uint8)):
+        with pytest.raises(ValueError, match=r"view: .* must be uint8 with 1 or 3 channels"):
+            unchecked(view, [(Step.BRIGHTNESS, 1.0)])

@@ -1,9 +1,10 @@
-"""CPU milliseconds to undo the entropy coding of JPEGs and no more: the floor of every decoder.
+"""CPU milliseconds of decoding one image: ours, PIL's, or undoing the entropy coding alone, the floor of all decoders.
 
-    python benchmarks/loader_floor.py TAR SECONDS
+    python benchmarks/loader_decoders.py ours|pillow|entropy TAR SECONDS
 
-Calls `jpeg_read_coefficients` of the libjpeg-turbo inside Pillow's wheel. It is a process of its own, because libjpeg
-ends the process on an error, such as a library of another layout than the one below.
+All three are measured alike, on the first images of one tar. `entropy` calls `jpeg_read_coefficients` of the
+libjpeg-turbo inside Pillow's wheel. Each is a process of its own, because libjpeg ends the process on an error, such as
+a library of another layout than the one below.
 """
 
 from __future__ import annotations
@@ -12,10 +13,14 @@ import ctypes
 import json
 import sys
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 
 import PIL
+from loader_contestants import opened
 from loader_rows import cpu_ms
+
+from orchestrate.data.images import decode
 
 _VERSION, _DECOMPRESS_BYTES = 62, 632  # JPEG_LIB_VERSION and sizeof(jpeg_decompress_struct) of that build, 64 bits
 _ROOM = 4096  # more than any of its structs takes
@@ -44,12 +49,21 @@ class EntropyDecoder:
 
 def main() -> None:
     """Measure and print."""
-    with tarfile.open(sys.argv[1]) as tar:
-        members = [member for member in tar if member.name.endswith(".jpg")][:64]
+    name, tar_path, seconds = sys.argv[1:]
+    with tarfile.open(tar_path) as tar:
+        members = [member for member in tar if member.name.endswith((".jpg", ".png"))][:64]
         files = [file.read() for member in members if (file := tar.extractfile(member))]
-    decoder = EntropyDecoder()
-    print(json.dumps(cpu_ms(lambda number: decoder.decode(files[number % len(files)]), float(sys.argv[2]))))
+    work = _DECODERS[name]()
+    for data in files:  # caches and pages that are first touched are not what we measure
+        work(data)
+    print(json.dumps(cpu_ms(lambda number: work(files[number % len(files)]), float(seconds))))
 
+
+_DECODERS: dict[str, Callable[[], Callable[[bytes], object]]] = {
+    "ours": lambda: decode,
+    "pillow": lambda: opened,
+    "entropy": lambda: EntropyDecoder().decode,
+}
 
 if __name__ == "__main__":
     main()
