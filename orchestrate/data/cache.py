@@ -21,6 +21,7 @@ import sqlite3
 import threading
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,16 @@ _SCHEMA = (
 _MEETING = """shard = :shard AND start < :stop AND stop > :start AND start >= coalesce(
     (SELECT max(start) FROM files WHERE shard = :shard AND start <= :start), :start)"""
 _HELD = "EXISTS (SELECT 1 FROM holds WHERE shard = files.shard AND start < files.stop AND stop > files.start)"
+
+
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """A byte range of a shard that the cache lacks and has made room for."""
+
+    number: int
+    shard_sha256: str
+    start: int
+    stop: int
 
 
 class DiskCache:
@@ -114,23 +125,61 @@ class DiskCache:
 
         Parts that are there already, or that another process is writing just now, are not written again.
         """
-        stop = start + len(data)
-        files = self._reserve(shard_sha256, start, stop, hold)
-        if files is None:
+        room = self.reserve(shard_sha256, start, start + len(data), hold=hold)
+        if room is None:
             return False
+        whole = memoryview(data)
+        filled = [self.fill(gap, whole[gap.start - start : gap.stop - start]) for gap in room]
+        if all(filled):
+            return True
+        self.release(shard_sha256, start, start + len(data), hold)
+        return False
+
+    def reserve(self, shard_sha256: str, start: int, stop: int, *, hold: str) -> list[Gap] | None:
+        """Make room for what is missing of a byte range, before it is fetched; None, and no hold, if there is none.
+
+        Args:
+            hold: who holds the range from now on, see `hold`; "" for nobody.
+
+        Each gap is to be given to `fill` or `give_up`. Parts that another process is writing are not among them.
+        """
+        place = _place(shard_sha256, start, stop, process=self._living.name)
+        with self._change() as db:
+            if db.execute(f"SELECT 1 FROM files WHERE writer IS NOT NULL AND {_MEETING}", place).fetchone():
+                self._clear_dead(db)  # nobody may wait for the bytes of a dead writer
+            taken = db.execute(f"SELECT start, stop FROM files WHERE {_MEETING} ORDER BY start", place).fetchall()
+            gaps = _gaps(taken, start, stop)
+            if gaps and not self._make_room(db, sum(last - first for first, last in gaps), place):
+                return None
+            if hold:
+                self._add_hold(db, shard_sha256, start, stop, hold)
+            reserved = []
+            for first, last in gaps:
+                row = db.execute(
+                    "INSERT INTO files (shard, start, stop, writer) VALUES (?, ?, ?, ?)",
+                    (shard_sha256, first, last, self._living.name),
+                )
+                reserved.append(Gap(int(row.lastrowid or 0), shard_sha256, first, last))
+            return reserved
+
+    def fill(self, gap: Gap, data: bytes | memoryview) -> bool:
+        """Keep the bytes of a reserved gap; False, and the gap is given up, if the disk is full."""
+        path = self._path(gap.shard_sha256, gap.start, gap.stop, gap.number)
         try:
-            for number, first, last in files:
-                path = self._path(shard_sha256, first, last, number)
-                path.parent.mkdir(exist_ok=True)
-                aside = _aside(path)
-                aside.write_bytes(memoryview(data)[first - start : last - start])
-                aside.replace(path)
+            path.parent.mkdir(exist_ok=True)
+            aside = _aside(path)
+            aside.write_bytes(data)
+            aside.replace(path)
         except OSError:  # the disk is full in spite of our bound: others write there too
-            self._give_up(shard_sha256, files)
-            self.release(shard_sha256, start, stop, hold)
+            self.give_up(gap)
             return False
-        self._complete(shard_sha256, files)
+        self._complete(gap)
         return True
+
+    def give_up(self, gap: Gap) -> None:
+        """Return the room of a reserved gap."""
+        with self._change() as db:
+            self._remove(db, [(gap.number, gap.shard_sha256, gap.start, gap.stop)])
 
     def hold(self, shard_sha256: str, start: int, stop: int, owner: str) -> None:
         """Keep a byte range from eviction, be it there or yet to come, until released or until this process ends."""
@@ -185,27 +234,6 @@ class DiskCache:
             os.close(descriptor)
         return piece if len(piece) == length else None
 
-    def _reserve(self, shard: str, start: int, stop: int, owner: str) -> list[tuple[int, int, int]] | None:
-        """Make room and rows for what is missing of a range: (id, start, stop) of each; None if there is no room."""
-        place = _place(shard, start, stop, process=self._living.name)
-        with self._change() as db:
-            if db.execute(f"SELECT 1 FROM files WHERE writer IS NOT NULL AND {_MEETING}", place).fetchone():
-                self._clear_dead(db)  # nobody may wait for the bytes of a dead writer
-            taken = db.execute(f"SELECT start, stop FROM files WHERE {_MEETING} ORDER BY start", place).fetchall()
-            gaps = _gaps(taken, start, stop)
-            if gaps and not self._make_room(db, sum(last - first for first, last in gaps), place):
-                return None
-            if owner:
-                self._add_hold(db, shard, start, stop, owner)
-            files = []
-            for first, last in gaps:
-                row = db.execute(
-                    "INSERT INTO files (shard, start, stop, writer) VALUES (?, ?, ?, ?)",
-                    (shard, first, last, self._living.name),
-                )
-                files.append((int(row.lastrowid or 0), first, last))
-            return files
-
     def _make_room(self, db: sqlite3.Connection, num_bytes: int, spared: dict[str, object]) -> bool:
         """Evict until so many bytes fit, sparing the range that is asked for; evicts nothing if that is not enough."""
         for swept in (False, True):
@@ -234,22 +262,16 @@ class DiskCache:
         db.execute("INSERT INTO holds VALUES (:shard, :start, :stop, :owner, :process)", place)
         db.execute(f"UPDATE files SET released = NULL WHERE {_MEETING}", place)
 
-    def _complete(self, shard: str, files: list[tuple[int, int, int]]) -> None:
+    def _complete(self, gap: Gap) -> None:
         with self._change() as db:
-            now = _tick(db)
-            for number, first, last in files:
-                # Released meanwhile, though still being written: then it may go at once.
-                done = db.execute(
-                    f"UPDATE files SET writer = NULL, released = CASE WHEN {_HELD} THEN NULL ELSE {now} END "
-                    "WHERE id = ? AND writer = ?",
-                    (number, self._living.name),
-                )
-                if not done.rowcount:  # taken for dead by another process: the file is not counted any more
-                    self._path(shard, first, last, number).unlink(missing_ok=True)
-
-    def _give_up(self, shard: str, files: list[tuple[int, int, int]]) -> None:
-        with self._change() as db:
-            self._remove(db, [(number, shard, first, last) for number, first, last in files])
+            # Released meanwhile, though still being written: then it may go at once.
+            done = db.execute(
+                f"UPDATE files SET writer = NULL, released = CASE WHEN {_HELD} THEN NULL ELSE {_tick(db)} END "
+                "WHERE id = ? AND writer = ?",
+                (gap.number, self._living.name),
+            )
+            if not done.rowcount:  # taken for dead by another process: the file is not counted any more
+                self._path(gap.shard_sha256, gap.start, gap.stop, gap.number).unlink(missing_ok=True)
 
     def _forget_lost(self, number: int) -> None:
         with self._change() as db:

@@ -75,7 +75,8 @@ class EvalStream(Iterable[EvalBatch]):
             DamagedSampleError: a sample is damaged, and none is to be left out.
             StorageError: the store does not answer.
         """
-        source = BulkSource(self._reader, self._loading)
+        reader = self._reader.reopened()
+        source = BulkSource(reader, self._loading)
         with ThreadPoolExecutor(max(self._loading.workers, 1), "evaluation", one_core_each) as pool:
             pending: deque[Future[EvalBatch]] = deque()
             runs = iter(self._runs)
@@ -87,8 +88,8 @@ class EvalStream(Iterable[EvalBatch]):
                         return
                     yield pending.popleft().result()
             finally:
-                pool.shutdown(wait=True, cancel_futures=True)
-                source.close()
+                pool.shutdown(wait=False, cancel_futures=True)
+                source.close()  # before the pool is waited for: a store may never answer
 
     def _build(self, source: BulkSource, ids: range) -> EvalBatch:
         images = torch.empty((len(ids), self._size, self._size, 3), dtype=torch.uint8)

@@ -2,29 +2,35 @@
 
 from __future__ import annotations
 
-import os
-import threading
 import zlib
 from bisect import bisect_right
+from collections.abc import Callable
+from copy import copy
 from dataclasses import asdict, dataclass
-from functools import lru_cache
+from functools import cached_property, partial
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 from jaxtyping import UInt8
 
 from orchestrate.data import storage
+from orchestrate.data.closable import ClosableCalls
 from orchestrate.data.images import DECODE_ERRORS, SUFFIXES, decode
 from orchestrate.data.index import Shard, check_shards, load_manifest
 from orchestrate.data.retry import ReadCounts
 from orchestrate.data.shards import unpack_sample
+from orchestrate.data.sidecars import Sidecars
 from orchestrate.errors import DataError, StorageError
 
 _EXTENSIONS = frozenset(suffix.lstrip(".") for suffix in SUFFIXES)
-_CACHED_SIDECARS = 1024  # of 10,000 samples each: 120 MB at most
+_TRIES = 6  # for a sample that is wrong, and each time in another way
+_PAUSE_SECONDS = 0.05  # before the second of these, twice as long before the third, ...
+_MORE_BYTES = 512  # are asked for at each of these tries: no proxy in between can answer with what it kept
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,13 +46,46 @@ class Place:
     crc: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Run:
-    """Neighbouring samples of one shard: bytes `start` to `stop` of shard `number`."""
+    """Neighbouring samples of one shard: bytes `start` to `stop` of shard `number`, of which the first is its `index`.
+
+    Knows where each sample lies, so that the index of the shard is not needed again.
+    """
 
     number: int
-    start: int
-    stop: int
+    shard: Shard
+    ids: range
+    index: int
+    offsets: npt.NDArray[np.int64]
+    checksums: npt.NDArray[np.uint32]
+
+    @property
+    def start(self) -> int:
+        """The first byte."""
+        return int(self.offsets[0])
+
+    @property
+    def stop(self) -> int:
+        """The byte behind the last one."""
+        return int(self.offsets[-1])
+
+    @property
+    def num_bytes(self) -> int:
+        """Count the bytes."""
+        return self.stop - self.start
+
+    def part(self, sample_id: int) -> slice:
+        """Say which part of the run's bytes one of the samples is."""
+        at = sample_id - self.ids.start
+        start, stop = self.offsets[at : at + 2].tolist()
+        return slice(start - self.start, stop - self.start)
+
+    def place(self, sample_id: int) -> Place:
+        """Find one of the samples."""
+        at = sample_id - self.ids.start
+        start, stop = self.offsets[at : at + 2].tolist()
+        return Place(sample_id, self.number, self.shard, self.index + at, start, stop, int(self.checksums[at]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,17 +150,37 @@ class Reader:
         self.manifest = load_manifest(url)
         check_shards(url, self.manifest)
         self._ends = list(accumulate(shard.samples for shard in self.manifest.shards))
-        self._kept = sidecars
-        self._sidecar = lru_cache(maxsize=_CACHED_SIDECARS)(self._load_sidecar)
+        self._folder = sidecars
         self._touched: set[int] = set()
         self.counts = ReadCounts()
+        self._open()
+
+    def reopened(self) -> Reader:
+        """Return a reader of the same data that is closed by itself."""
+        twin = copy(self)
+        twin._open()
+        return twin
+
+    def close(self) -> None:
+        """End at once what waits for a store, in any thread, with CancelledError; nothing is read any more."""
+        self._calls.close()
+
+    def _open(self) -> None:
+        self._calls = ClosableCalls()
+        self._sidecars = Sidecars(
+            self.url,
+            self.manifest,
+            read=self._read_sidecar,
+            pause=self._calls.pause,
+            folder=self._folder if self.is_remote else None,
+        )
 
     @property
     def num_samples(self) -> int:
         """Count the samples."""
         return self.manifest.num_samples
 
-    @property
+    @cached_property
     def is_remote(self) -> bool:
         """Whether the shards lie in an object store or behind HTTP."""
         return storage.local_path(self.manifest.base or self.url) is None
@@ -140,23 +199,29 @@ class Reader:
         number = self.number_of(sample_id)
         shard = self.manifest.shards[number]
         index = sample_id - self._ends[number] + shard.samples
-        offsets, checksums = self._sidecar(number)
+        offsets, checksums = self._sidecars.get(number)
         return Place(
             sample_id, number, shard, index, int(offsets[index]), int(offsets[index + 1]), int(checksums[index])
         )
 
     def runs(self, ids: range) -> list[Run]:
-        """Find neighbouring samples: one run for each shard that they lie in."""
+        """Find neighbouring samples: one run for each shard that they lie in. Raises as `place` does."""
         runs, first = [], ids.start
         while first < ids.stop:
             number = self.number_of(first)
-            end = self._ends[number]
-            base = end - self.manifest.shards[number].samples
-            stop = min(ids.stop, end)
-            offsets = self._sidecar(number)[0]
-            runs.append(Run(number, int(offsets[first - base]), int(offsets[stop - base])))
+            shard, end = self.manifest.shards[number], self._ends[number]
+            stop, index = min(ids.stop, end), first - end + shard.samples
+            last = index + stop - first
+            offsets, checksums = self._sidecars.get(number)
+            # Copied: a view would keep the index of the whole shard in memory.
+            places = offsets[index : last + 1].copy(), checksums[index:last].copy()
+            runs.append(Run(number, shard, range(first, stop), index, *places))
             first = stop
         return runs
+
+    def has_index(self, sample_id: int) -> bool:
+        """Tell whether `place` needs no store."""
+        return self._sidecars.is_at_hand(self.number_of(sample_id))
 
     def num_bytes(self, ids: range) -> int:
         """Estimate the bytes of neighbouring samples without their sidecars, from the mean of their shard."""
@@ -187,23 +252,29 @@ class Reader:
     def _difference(self, number: int) -> str:
         shard, url = self.manifest.shards[number], self.shard_url(number)
         try:
-            found = storage.info(url, counts=self.counts)
+            found = self._call(partial(storage.info, url, counts=self.counts))
         except FileNotFoundError:
             raise DataError(f"{url}: missing; copy the dataset again, or index it anew as another one") from None
         if found.size != shard.bytes:
             return f"{found.size:,} bytes, the manifest says {shard.bytes:,}"
-        if self.is_remote and shard.version and found.version and found.version != shard.version:
+        if self.is_remote and storage.versions_differ(found.version, shard.version):
             return f"version {found.version}, the manifest says {shard.version}"
         return ""
 
-    def fetch(self, place: Place) -> bytes:
+    def fetch(self, place: Place, *, more_bytes: int = 0) -> bytes:
         """Read the bytes of one sample from the store, unchecked.
+
+        Args:
+            place: where it lies.
+            more_bytes: to ask for beyond its end, and to drop.
 
         Raises:
             StorageError: the store does not answer.
             DataError: the shard is missing.
         """
-        return self._fetch(self.manifest.shard_url(self.url, place.shard), place.start, place.stop)
+        length = place.stop - place.start
+        stop = min(place.stop + more_bytes, max(place.stop, place.shard.bytes))
+        return self._fetch(self.manifest.shard_url(self.url, place.shard), place.start, stop)[:length]
 
     def fetch_run(self, run: Run) -> bytes:
         """Read the bytes of neighbouring samples from the store; see `fetch`."""
@@ -211,17 +282,24 @@ class Reader:
 
     def _fetch(self, url: str, start: int, stop: int) -> bytes:
         try:
-            return storage.read(url, start, stop - start, counts=self.counts)
+            return self._call(partial(storage.read, url, start, stop - start, counts=self.counts))
         except FileNotFoundError:
             raise DataError(f"{url}: missing; copy the dataset again") from None
         except OSError as error:
             raise StorageError(f"{url}: cannot be read: {error.strerror or error}") from error
 
+    def _read_sidecar(self, url: str) -> bytes:
+        return self._call(partial(storage.read, url, counts=self.counts))
+
+    def _call(self, call: Callable[[], T]) -> T:
+        return self._calls.run(call) if self.is_remote else call()
+
     def read(self, sample_id: int) -> RawSample:
         """Read and check one sample by itself. Raises DamagedSampleError, or DataError if it cannot be read."""
         place = self.place(sample_id)
         data = self.fetch(place)
-        self.check(place, data)
+        if self.problem(place, data):
+            place, data = self.settle(place, data)
         return self.unpack(place, data)
 
     def problem(self, place: Place, data: bytes | memoryview) -> str:
@@ -231,6 +309,32 @@ class Reader:
         if zlib.crc32(data) != place.crc:
             return f"CRC32 is {zlib.crc32(data):08x}, the index says {place.crc:08x}: the shard is damaged"
         return ""
+
+    def settle(self, place: Place, data: bytes | memoryview) -> tuple[Place, bytes]:
+        """Read a sample whose bytes are wrong until they are right, or until two reads agree that it is damaged.
+
+        Raises:
+            DamagedSampleError: two reads gave the same wrong bytes: so will all others.
+            StorageError: each read gave other bytes, or the store does not answer.
+            DataError: the shard is missing or was changed.
+        """
+        self._sidecars.confirm(place.number)
+        confirmed = self.place(place.sample_id)
+        seen = {_mark(data)} if confirmed == place else set()
+        for attempt in range(_TRIES):
+            if attempt:
+                self._calls.pause(_PAUSE_SECONDS * 2 ** (attempt - 1))
+            again = self.fetch(confirmed, more_bytes=(attempt + 1) * _MORE_BYTES)
+            if not self.problem(confirmed, again):
+                return confirmed, again
+            if _mark(again) in seen:
+                self.check_unchanged(place.number)
+                self.check(confirmed, again)
+            seen.add(_mark(again))
+        raise StorageError(
+            f"{self.shard_url(place.number)}: sample {confirmed.index} (id {place.sample_id}): other wrong bytes at "
+            "each read; check the store and the network, then start again"
+        )
 
     def check(self, place: Place, data: bytes | memoryview) -> None:
         """Raise DamagedSampleError if the bytes of a sample are not those that were indexed."""
@@ -276,35 +380,9 @@ class Reader:
             raise self.damaged(place, f"label {label}, classes are 0 to {self.manifest.num_classes - 1}", key=key)
         return label
 
-    def _load_sidecar(self, number: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.uint32]]:
-        """Load a shard's sidecar as offsets of the samples' ranges (one more than samples) and their CRC32."""
-        shard = self.manifest.shards[number]
-        url = self.manifest.sidecar_url(self.url, shard)
-        data = self._sidecar_bytes(url, shard)
-        fix = "run `orchestrate data verify --repair`"
-        if len(data) != 8 * shard.samples:
-            raise DataError(f"{url}: {len(data):,} bytes for {shard.samples:,} samples, must be 8 each; {fix}")
-        entries = np.frombuffer(data, dtype="<u4").reshape(-1, 2)
-        offsets = np.zeros(len(entries) + 1, dtype=np.int64)
-        np.cumsum(entries[:, 0], out=offsets[1:])
-        if offsets[-1] > shard.bytes:
-            raise DataError(f"{url}: does not fit its shard; {fix}")
-        return offsets, entries[:, 1].copy()
 
-    def _sidecar_bytes(self, url: str, shard: Shard) -> bytes:
-        kept = self._kept / f"{shard.sha256}.idx" if self._kept is not None and self.is_remote else None
-        if kept is not None and kept.exists():
-            return kept.read_bytes()
-        try:
-            data = storage.read(url, counts=self.counts)
-        except FileNotFoundError:
-            raise DataError(f"{url}: missing; run `orchestrate data verify --repair`") from None
-        if kept is not None and len(data) == 8 * shard.samples:
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            aside = kept.with_name(f"{kept.name}.{os.getpid()}.{threading.get_ident()}")  # ranks may write it at once
-            aside.write_bytes(data)
-            aside.replace(kept)
-        return data
+def _mark(data: bytes | memoryview) -> tuple[int, int]:
+    return len(data), zlib.crc32(data)
 
 
 def _key_hint(damaged: bytes) -> str:

@@ -14,7 +14,7 @@ import numpy as np
 
 from orchestrate.data.order import Block, Order
 
-_WORTH_WHOLE = 0.25  # of a chunk's samples: one long range costs less than so many short ones
+WORTH_WHOLE = 0.25  # of a chunk's samples: one long range costs less than so many short ones
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,7 @@ def _reads_of(order: Order, block: Block, start: int, rank: int, world_size: int
     reads = []
     for chunk, index, count in zip(chunks.tolist(), first.tolist(), uses.tolist(), strict=True):
         whole = order.chunk_range(block.epoch, chunk)
-        if count >= _WORTH_WHOLE * len(whole):
+        if count >= WORTH_WHOLE * len(whole):
             reads.append(Read(block.epoch, whole, count, int(positions[index])))
         else:
             used = np.flatnonzero((ids >= whole.start) & (ids < whole.stop))

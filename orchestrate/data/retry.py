@@ -70,8 +70,8 @@ class Patience:
         return min(self.longest_pause_seconds, self.first_pause_seconds * 2.0 ** min(tries - 1, 60))
 
 
-# A whole fleet may be told to wait longer: ORCHESTRATE_STORE_PATIENCE_SECONDS in the cluster config's environment.
-PATIENCE = Patience(budget_seconds=float(os.environ.get("ORCHESTRATE_STORE_PATIENCE_SECONDS", "300")))
+# A whole fleet may be told to wait longer: STORE_PATIENCE_SECONDS in the cluster config's environment.
+PATIENCE = Patience(budget_seconds=float(os.environ.get("STORE_PATIENCE_SECONDS", "300")))
 
 
 class ReadCounts:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,7 +14,8 @@ from orchestrate.data.order import Order
 from orchestrate.data.reader import Damage, Place, RawSample, Reader, Run
 
 if TYPE_CHECKING:
-    from orchestrate.data.window import RunLoader, Window
+    from orchestrate.data.run_loader import RunLoader
+    from orchestrate.data.window import Window
 
 
 @dataclass(frozen=True)
@@ -53,19 +55,28 @@ class Loading:
 
 
 class Source:
-    """Give the samples of a rank's plan by id, from any number of threads."""
+    """Give the samples of a rank's plan by id, from any number of threads.
+
+    Attributes:
+        advice: a sentence for the user if not all that should be fetched ahead has room; empty if it has.
+        reread: samples whose bytes were wrong at first.
+    """
 
     def __init__(
         self, reader: Reader, order: Order, loading: Loading, *, rank: int, world_size: int, start_step: int
     ) -> None:
         """Open the source. Remote data are fetched from now on, in the order in which the rank needs them."""
         self.reader = reader
-        self.reread = 0  # samples whose bytes were wrong at first
+        self.advice = ""
+        self.reread = 0
+        self._counting = threading.Lock()
         self._loader: RunLoader | None = None
         self._window: Window | None = None
         if loading.ahead == "always" or (loading.ahead == "remote" and reader.is_remote):
-            from orchestrate.data.window import Window, open_loader
+            from orchestrate.data.run_loader import open_loader
+            from orchestrate.data.window import Window
 
+            self.advice = _advice(reader, order, loading, world_size)
             self._loader = open_loader(reader, loading.cache, loading.cache_bytes)
             place = {"rank": rank, "world_size": world_size, "start_step": start_step}
             self._window = Window(self._loader, order, **place, memory_bytes=loading.memory_bytes)
@@ -78,19 +89,21 @@ class Source:
             planned: it is the one that the order names, not a substitute.
 
         Raises:
-            DamagedSampleError: it is wrong twice.
-            StorageError: the store does not answer.
+            DamagedSampleError: it is wrong, and the same at each read.
+            StorageError: the store does not answer, or with other wrong bytes at each read.
             DataError: its shard is missing or was changed.
         """
-        place = self.reader.place(sample_id)
-        data = self._bytes(epoch, place, planned)
+        place, data = self._bytes(epoch, sample_id, planned)
         if self.reader.problem(place, data):
-            self.reread += 1
-            data = self._loader.load_again(place) if self._loader is not None else self.reader.fetch(place)
-            if self.reader.problem(place, data):
-                self.reader.check_unchanged(place.number)
-                self.reader.check(place, data)
+            with self._counting:
+                self.reread += 1
+            place, data = (self._loader or self.reader).settle(place, data)
         return self.reader.unpack(place, data)
+
+    def prepare(self, epochs: Iterable[int], sample_ids: Iterable[int]) -> None:
+        """Say which samples will be read soon, for those that were not fetched ahead; returns at once."""
+        if self._window is not None:
+            self._window.prepare(zip(epochs, sample_ids, strict=True))
 
     def skip(self, epoch: int, sample_id: int) -> None:
         """Say that a sample of the plan will not be read."""
@@ -106,20 +119,21 @@ class Source:
         facts = {"reread_samples": float(self.reread)}
         if self._loader is None or self._window is None:
             return facts
-        window = {"single_reads": self._window.single_reads, "peak_bytes": self._window.peak_bytes}
-        return {**facts, **self._loader.facts(), **{name: float(value) for name, value in window.items()}}
+        return {**facts, **self._loader.facts(), "peak_bytes": float(self._window.peak_bytes)}
 
     def close(self) -> None:
-        """Stop fetching."""
+        """Stop fetching; whoever waits for a sample gets CancelledError."""
         if self._window is not None:
             self._window.close()
-        if self._loader is not None:
-            self._loader.close()
+        (self._loader or self.reader).close()
+        if self._window is not None:
+            self._window.join()
 
-    def _bytes(self, epoch: int, place: Place, planned: bool) -> bytes | memoryview:
+    def _bytes(self, epoch: int, sample_id: int, planned: bool) -> tuple[Place, bytes | memoryview]:
         if self._window is not None and planned:
-            return self._window.sample(epoch, place)
-        return self.reader.fetch(place) if self._loader is None else self._loader.load_sample(place)
+            return self._window.sample(epoch, sample_id)
+        place = self.reader.place(sample_id)
+        return place, self.reader.fetch(place) if self._loader is None else self._loader.load_sample(place)
 
 
 class BulkSource:
@@ -129,7 +143,7 @@ class BulkSource:
         self._reader = reader
         self._loader: RunLoader | None = None
         if reader.is_remote:
-            from orchestrate.data.window import open_loader
+            from orchestrate.data.run_loader import open_loader
 
             self._loader = open_loader(reader, loading.cache, loading.cache_bytes)
 
@@ -141,22 +155,36 @@ class BulkSource:
             StorageError: the store does not answer.
             DataError: a shard is missing or was changed.
         """
-        runs = {run.number: (run, self._load(run)) for run in self._reader.runs(ids)}
-        for sample_id in ids:
-            yield partial(self._sample, sample_id, *runs[self._reader.number_of(sample_id)])
+        for run in self._reader.runs(ids):
+            data = self._load(run)
+            for sample_id in run.ids:
+                yield partial(self._sample, run.place(sample_id), memoryview(data)[run.part(sample_id)])
 
-    def _sample(self, sample_id: int, run: Run, data: bytes) -> RawSample:
-        place = self._reader.place(sample_id)
-        piece: bytes | memoryview = memoryview(data)[place.start - run.start : place.stop - run.start]
-        if self._reader.problem(place, piece):
-            piece = self._reader.fetch(place) if self._loader is None else self._loader.load_again(place)
-            self._reader.check(place, piece)
-        return self._reader.unpack(place, piece)
+    def _sample(self, place: Place, data: bytes | memoryview) -> RawSample:
+        if self._reader.problem(place, data):
+            place, data = (self._loader or self._reader).settle(place, data)
+        return self._reader.unpack(place, data)
 
     def close(self) -> None:
-        """Stop fetching."""
-        if self._loader is not None:
-            self._loader.close()
+        """Stop fetching; whoever waits for a sample gets CancelledError."""
+        (self._loader or self._reader).close()
 
     def _load(self, run: Run) -> bytes:
         return self._reader.fetch_run(run) if self._loader is None else self._loader.load(run)
+
+
+def _advice(reader: Reader, order: Order, loading: Loading, world_size: int) -> str:
+    """Compare what a rank should fetch ahead with the room for it; see `Source.advice`."""
+    total = sum(shard.bytes for shard in reader.manifest.shards)
+    # One block of the order is in use while the next one is on its way.
+    wanted = 2 * total * min(order.lanes * order.window * order.chunk, order.num_samples) // order.num_samples
+    wanted //= world_size
+    allowed = loading.memory_bytes + (loading.cache_bytes if loading.cache is not None else 0)
+    if wanted <= allowed:
+        return ""
+    fix = "raise system.cache_gb" if loading.cache is not None else "set system.cache to a folder on a local disk"
+    return (
+        f"{reader.url}: {wanted / 1e9:.3g} GB of samples should be fetched ahead by each rank, there is room for "
+        f"{allowed / 1e9:.3g} GB: the others are read one by one, which is slower; raise system.data_memory_gb "
+        f"(now {loading.memory_bytes / 1e9:.3g}) or {fix}"
+    )

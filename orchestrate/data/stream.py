@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import count
@@ -18,9 +19,10 @@ from torch import Tensor
 
 from orchestrate.data.making import Job, Maker, Pixels, Rows, make_in_process, start_process
 from orchestrate.data.order import Order, fingerprint
+from orchestrate.data.processes import hold_signals
 from orchestrate.data.reader import Damage, DamagedSampleError, RawSample, Reader
 from orchestrate.data.source import Loading, Source
-from orchestrate.errors import DataError
+from orchestrate.errors import DataError, LoaderError
 from ssl_methods.views import ViewRecipe
 
 _ROWS_PER_TASK = 16  # decoded at once by one worker: enough to make its overhead small
@@ -37,7 +39,7 @@ class Batch:
         parameters: what `finish_views` has yet to apply to each view; empty unless `pixels` is `device`.
         labels: None unless asked for.
         fingerprint: of the *global* batch's ids in order, so all ranks hold the same; see `order.fingerprint`.
-        damaged: samples found unusable in this batch; others stand in their rows.
+        damaged: samples found unusable that no batch before told of; others stand in their rows.
         substituted: rows in which others stand, also for samples that were known before.
     """
 
@@ -103,6 +105,8 @@ class TrainStream(Iterator[Batch]):
         self.source = Source(reader, self.order, loading, rank=rank, world_size=world_size, start_step=start_step)
         self._with_labels, self._loading = with_labels, loading
         self._quarantined = set(quarantined)
+        self._found: dict[int, Damage] = {}  # in this stream, by sample id
+        self._reported: set[int] = set()  # of these, by batches that were given out
         self._retries = 0.0
         self._steps, self._pending = count(start_step), deque[_Pending]()
         self._threads, self._processes = _pools(loading, self._maker)
@@ -153,7 +157,9 @@ class TrainStream(Iterator[Batch]):
             np.zeros(self._rows, dtype=np.int64) if self._with_labels else None,
             fingerprint(ids),
             self._loading.pinned and shared,
+            self._reported,
         )
+        self.source.prepare(pending.epochs.tolist(), pending.sample_ids.tolist())
         for start in range(0, self._rows, _ROWS_PER_TASK):
             task = partial(self._fill, pending, range(start, min(start + _ROWS_PER_TASK, self._rows)))
             pending.tasks.append(_submit(self._threads, task))
@@ -185,6 +191,8 @@ class TrainStream(Iterator[Batch]):
         for number in range(attempt, _SUBSTITUTES):
             sample_id = wanted if number == 0 else self.order.substitute(epoch, wanted, number)
             if sample_id in self._quarantined:
+                # Found by another batch, maybe a later one: whichever of them is given out first reports it.
+                damaged += [self._found[sample_id]] if sample_id in self._found else []
                 if number == 0:
                     self.source.skip(epoch, sample_id)
                 continue
@@ -196,13 +204,19 @@ class TrainStream(Iterator[Batch]):
         raise DataError(f"{url}: sample {wanted} and {_SUBSTITUTES} neighbours are damaged; copy the dataset again")
 
     def _quarantine(self, damage: Damage) -> Damage:
+        self._found[damage.sample_id] = damage
         self._quarantined.add(damage.sample_id)
         return damage
 
     def _make(self, jobs: list[Job], rows: Rows) -> list[tuple[int, str]]:
         if self._processes is None:
             return self._maker.make(jobs, rows)
-        return self._processes.submit(make_in_process, jobs, rows).result()
+        try:
+            return self._processes.submit(make_in_process, jobs, rows).result()
+        except BrokenProcessPool as error:
+            raise LoaderError(
+                "a process that makes views died, of want of memory or by a signal; go on with fewer system.workers"
+            ) from error
 
 
 class _Chosen(NamedTuple):
@@ -224,15 +238,18 @@ class _Pending:
         labels: npt.NDArray[np.int64] | None,
         fingerprint: str,
         pin: bool,
+        reported: set[int],
     ) -> None:
         self.sample_ids, self.epochs, self.rows, self.labels = sample_ids, epochs, rows, labels
         self.tasks: list[Future[list[Damage]]] = []
         self.substituted = np.zeros(len(sample_ids), dtype=bool)
-        self._fingerprint, self._pin = fingerprint, pin
+        self._fingerprint, self._pin, self._reported = fingerprint, pin, reported
 
     def finish(self) -> Batch:
         """Wait until all rows are there."""
-        damaged = [damage for task in self.tasks for damage in task.result()]
+        found = {damage.sample_id: damage for task in self.tasks for damage in task.result()}
+        damaged = [damage for sample_id, damage in found.items() if sample_id not in self._reported]
+        self._reported.update(found)
         views, parameters = self.rows.views, self.rows.parameters
         if self._pin:  # memory shared with processes is not page-locked
             views, parameters = ([each.pin_memory() for each in tensors] for tensors in (views, parameters))
@@ -262,7 +279,7 @@ def _pools(loading: Loading, maker: Maker) -> tuple[ThreadPoolExecutor | None, P
     # Spawned, not forked: threads of object stores and of torch hold locks that a fork would copy in any state.
     context = torch.multiprocessing.get_context("spawn")
     processes = ProcessPoolExecutor(loading.workers, context, start_process, (maker,))
-    return ThreadPoolExecutor(2 * loading.workers, "loader"), processes
+    return ThreadPoolExecutor(2 * loading.workers, "loader", initializer=hold_signals), processes
 
 
 def one_core_each() -> None:

@@ -1,115 +1,70 @@
 """The bytes that a rank needs next, fetched ahead from a store in long ranges and kept until the last use.
 
 A thread walks the read plan in order of first use. A read is loaded into memory while there is room; beyond that into
-the node's disk cache, if there is one; beyond that its samples are read one by one when they are asked for. What comes
-out does not depend on any of this.
+the node's disk cache, if there is one with room; beyond that the walk waits, and samples that are needed before their
+read had its turn are read one by one. What comes out does not depend on any of this.
 """
 
 from __future__ import annotations
 
-import os
 import threading
 from collections import Counter
+from collections.abc import Iterable, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path
-from uuid import uuid4
+from enum import Enum, auto
 
-from orchestrate.data.cache import DiskCache
-from orchestrate.data.fetch import ByteRange, Fetcher
+from orchestrate.data.cache import Gap
 from orchestrate.data.order import Order
-from orchestrate.data.reader import Place, Reader, Run
-from orchestrate.data.readplan import Read, plan_reads
+from orchestrate.data.reader import Place, Run
+from orchestrate.data.readplan import WORTH_WHOLE, Read, plan_reads
+from orchestrate.data.run_loader import RunLoader
 
 _LOADERS = 64  # threads that wait for the store; how many requests are open at a time, the fetcher decides
+_SINGLE_LOADERS = 32  # more, for samples that are read by themselves, and for indexes
+_READS_AHEAD = 64  # whose indexes are asked for before their turn
+_SINGLES_BYTES = 256 << 20  # of samples that are read by themselves before they are asked for
 _BLOCKS = 2  # of the order that are held at a time: one in use, one on its way
+_CLOSING_SECONDS = 2.0
+
+_Key = tuple[int, int]  # epoch and sample id
+
+
+class _Where(Enum):
+    MEMORY = auto()
+    CACHE = auto()
+    STORE = auto()  # there is no room for it: its samples are read one by one
 
 
 @dataclass
 class _Kept:
-    """A read on its way or here; `runs` are (shard number, first byte, bytes), none if only the cache holds it."""
+    """A read on its way or here; `data` are the bytes of its runs, none unless they are held in memory."""
 
     read: Read
     block: int
     uses: int
+    runs: Sequence[Run]
+    where: _Where
+    gaps: Sequence[Gap] = ()
+    data: Future[list[bytes]] = field(default_factory=Future)
+
+    @property
+    def held_bytes(self) -> int:
+        """Count the bytes that it takes of the memory."""
+        return _num_bytes(self.runs) if self.where is _Where.MEMORY else 0
+
+    def find(self, sample_id: int) -> tuple[int, Run]:
+        """Find the run that holds a sample."""
+        return next((at, run) for at, run in enumerate(self.runs) if sample_id in run.ids)
+
+
+@dataclass(frozen=True)
+class _Single:
+    """A sample that `prepare` asked for; `early`: its read does not know of it, or no longer counts it."""
+
     num_bytes: int
-    in_memory: bool
-    runs: Future[list[tuple[int, int, bytes]]] = field(default_factory=Future)
-
-
-class RunLoader:
-    """Load runs of neighbouring samples: from the node's cache where they are, else from the store."""
-
-    def __init__(self, reader: Reader, fetcher: Fetcher, cache: DiskCache | None = None) -> None:
-        self.reader, self.fetcher, self.cache = reader, fetcher, cache
-        self._owner = f"{os.getpid()}-{uuid4().hex[:8]}"
-
-    def load(self, run: Run, *, keep: bool = False) -> bytes:
-        """Return the bytes of a run.
-
-        Args:
-            run: what to load.
-            keep: do not evict it from the cache before `release`.
-
-        Raises:
-            StorageError: the store does not answer.
-            DataError: the shard is missing or was changed.
-        """
-        self.reader.touch(run.number)
-        url, sha256 = self.reader.shard_url(run.number), self.reader.manifest.shards[run.number].sha256
-        if self.cache is None:
-            return self.fetcher.submit(ByteRange(url, run.start, run.stop)).result()
-        if keep:
-            self.cache.hold(sha256, run.start, run.stop, self._owner)
-        data = self.cache.read(sha256, run.start, run.stop)
-        if data is not None:
-            return data
-        gaps = self.cache.missing(sha256, run.start, run.stop)
-        fetched = [(start, self.fetcher.submit(ByteRange(url, start, stop))) for start, stop in gaps]
-        for start, future in fetched:
-            self.cache.admit(sha256, start, future.result(), hold=self._owner if keep else "")
-        if len(gaps) == 1 and gaps[0] == (run.start, run.stop):
-            return fetched[0][1].result()
-        data = self.cache.read(sha256, run.start, run.stop)
-        # Evicted by another process, or not admitted: the store has it.
-        return data if data is not None else self.fetcher.submit(ByteRange(url, run.start, run.stop)).result()
-
-    def load_sample(self, place: Place) -> bytes:
-        """Return the bytes of one sample, at once."""
-        if self.cache is not None:
-            data = self.cache.read(place.shard.sha256, place.start, place.stop)
-            if data is not None:
-                return data
-        wanted = ByteRange(self.reader.shard_url(place.number), place.start, place.stop)
-        return self.fetcher.submit(wanted, urgent=True).result()
-
-    def load_again(self, place: Place) -> bytes:
-        """Return the bytes of one sample from the store, whatever the cache holds of it."""
-        if self.cache is not None:
-            self.cache.forget(place.shard.sha256, place.start, place.stop)
-        return self.reader.fetch(place)
-
-    def facts(self) -> dict[str, float]:
-        """Count requests, retries and bytes, those for indexes too."""
-        own = self.reader.counts.snapshot()
-        return {name: count + own[name] for name, count in self.fetcher.counts.snapshot().items()}
-
-    def close(self) -> None:
-        """Stop fetching."""
-        self.fetcher.close()
-        if self.cache is not None:
-            self.cache.close()
-
-    def release(self, run: Run) -> None:
-        """Let the cache evict a run that was kept."""
-        if self.cache is not None:
-            shard = self.reader.manifest.shards[run.number]
-            self.cache.release(shard.sha256, run.start, run.stop, self._owner)
-
-
-def open_loader(reader: Reader, cache: Path | None, cache_bytes: int) -> RunLoader:
-    """Open a loader with a fetcher of its own, and the cache in that folder."""
-    return RunLoader(reader, Fetcher(), DiskCache(cache, max_bytes=cache_bytes) if cache is not None else None)
+    early: bool
+    data: Future[tuple[Place, bytes]]
 
 
 class Window:
@@ -118,156 +73,263 @@ class Window:
     def __init__(
         self, loader: RunLoader, order: Order, *, rank: int, world_size: int, start_step: int, memory_bytes: int
     ) -> None:
-        """Begin to fetch what the rank needs from a step on; holds at most `memory_bytes`, beside what is in flight."""
+        """Begin to fetch what the rank needs from a step on.
+
+        Holds at most `memory_bytes`, beside what is in flight and what `prepare` asked for.
+        """
         self._loader, self._order, self._room = loader, order, memory_bytes
         self._plan = plan_reads(order, rank=rank, world_size=world_size, start_step=start_step)
-        self._changed = threading.Condition()
-        self._kept: dict[tuple[int, int], _Kept] = {}  # by epoch and first sample id
-        self._early: set[tuple[int, int]] = set()  # samples that were read by themselves before their read was planned
+        self._lock = threading.RLock()
+        self._planned = threading.Condition(self._lock)  # for those who ask for samples
+        self._needed = threading.Condition(self._lock)  # for the walk: there is room, or somebody waits
+        self._kept: dict[_Key, _Kept] = {}  # by epoch and first sample id
+        self._early: set[_Key] = set()  # samples that were read by themselves before their read had its turn
+        self._prepared: set[_Key] = set()  # samples that are wanted soon, of reads that had no turn yet
+        self._singles: dict[_Key, _Single] = {}
         self._left: Counter[int] = Counter()  # reads in use or to come, by block
-        self._bytes = self._waiting = 0
+        self._bytes = self._singles_bytes = self._waiting = self._freed = 0
         self._full = self._closed = False
         self._failure: BaseException | None = None
-        self.single_reads = 0  # samples that were fetched by themselves, for want of room
-        self.peak_bytes = 0  # most that was held, by estimate
+        self.peak_bytes = 0  # most that was held
         self._pool = ThreadPoolExecutor(_LOADERS, thread_name_prefix="window")
+        self._single_pool = ThreadPoolExecutor(_SINGLE_LOADERS, thread_name_prefix="window single")
         self._planner = threading.Thread(target=self._walk, name="read plan", daemon=True)
         self._planner.start()
 
-    def sample(self, epoch: int, place: Place) -> bytes | memoryview:
-        """Return the bytes of a sample that the plan holds, once.
+    @property
+    def held_bytes(self) -> int:
+        """Count what is in memory now, byte by byte; for tests."""
+        with self._lock:
+            done = [kept.data for kept in self._kept.values() if kept.data.done() and not kept.data.exception()]
+        return sum(len(data) for future in done for data in future.result())
+
+    @property
+    def early_samples(self) -> int:
+        """Count the samples that are remembered as read before their time; for tests."""
+        return len(self._early)
+
+    def prepare(self, wanted: Iterable[_Key]) -> None:
+        """Ask at once for those of the samples, by epoch and id, that will have to be read by themselves.
+
+        Those whose read had no turn yet are asked for when that comes. Returns at once.
+        """
+        with self._lock:
+            keys = set(wanted)
+            self._prepared |= keys
+            self._ask_for_singles(keys)
+
+    def sample(self, epoch: int, sample_id: int) -> tuple[Place, bytes | memoryview]:
+        """Return the bytes of a sample that the plan holds, once, and where they lie in the store.
 
         Raises:
             StorageError: the store does not answer.
             DataError: a shard of this or of the next block is missing or was changed.
         """
-        kept = self._await(epoch, place.sample_id)
-        if kept is None:
-            self.single_reads += 1
-            return self._loader.load_sample(place)
+        kept, single = self._await(epoch, sample_id)
         try:
-            runs = kept.runs.result()
+            if single is not None:
+                return single.result()
+            if kept is None:
+                return self._load_single(sample_id)
+            at, run = kept.find(sample_id)
+            place = run.place(sample_id)
+            data = kept.data.result()
+            if kept.where is not _Where.MEMORY:
+                return place, self._loader.load_sample(place)
+            return place, memoryview(data[at])[run.part(sample_id)]
         finally:
-            self._use(kept)
-        for run_number, start, data in runs:
-            if run_number == place.number and start <= place.start and place.stop <= start + len(data):
-                return memoryview(data)[place.start - start : place.stop - start]
-        return self._loader.load_sample(place)
+            if kept is not None:
+                self._use(kept)
 
     def skip(self, epoch: int, sample_id: int) -> None:
         """Count a sample of the plan as used."""
-        kept = self._await(epoch, sample_id)
+        kept, single = self._await(epoch, sample_id)
+        if single is not None:
+            single.cancel()
         if kept is not None:
             self._use(kept)
 
     def close(self) -> None:
-        """Stop fetching; wakes whoever waits."""
-        with self._changed:
+        """Stop fetching and wake who waits here; close the loader next, which wakes who waits for the store."""
+        with self._lock:
             self._closed = True
-            self._changed.notify_all()
-            waited_for = [kept.runs for kept in self._kept.values()]
-        self._pool.shutdown(wait=False, cancel_futures=True)
-        for runs in waited_for:
-            runs.cancel()
-        self._planner.join()
+            self._planned.notify_all()
+            self._needed.notify_all()
+            waited_for = [kept.data for kept in self._kept.values()]
+        for pool in (self._pool, self._single_pool):
+            pool.shutdown(wait=False, cancel_futures=True)
+        for data in waited_for:
+            data.cancel()
 
-    def _await(self, epoch: int, sample_id: int) -> _Kept | None:
-        """Wait until the read of a sample is planned; None if there is no room for it now."""
-        chunk = self._order.chunk_around(epoch, sample_id)
-        keys = ((epoch, chunk.start), (epoch, sample_id))
-        with self._changed:
+    def join(self) -> None:
+        """Wait until the walk has ended, but not for long: it may be about to plan a block."""
+        self._planner.join(_CLOSING_SECONDS)
+
+    def _find(self, epoch: int, sample_id: int) -> _Kept | None:
+        for first in (self._order.chunk_around(epoch, sample_id).start, sample_id):
+            if (kept := self._kept.get((epoch, first))) is not None and sample_id in kept.read.ids:
+                return kept
+        return None
+
+    def _await(self, epoch: int, sample_id: int) -> tuple[_Kept | None, Future[tuple[Place, bytes]] | None]:
+        """Wait until the read of a sample had its turn, or there is no room for it; also find what `prepare` began."""
+        key = epoch, sample_id
+        with self._lock:
             while True:
                 if self._failure is not None:
                     raise self._failure
-                for key in keys:
-                    if (kept := self._kept.get(key)) is not None and sample_id in kept.read.ids:
-                        return kept
+                if (single := self._singles.pop(key, None)) is not None:
+                    self._singles_bytes -= single.num_bytes
+                    return None if single.early else self._find(*key), single.data
+                if (kept := self._find(*key)) is not None:
+                    return kept, None
                 if self._closed:
                     raise CancelledError
                 if self._full:
-                    self._early.add((epoch, sample_id))
-                    return None
+                    self._prepared.discard(key)
+                    self._early.add(key)
+                    return None, None
                 self._waiting += 1
-                self._changed.notify_all()
-                self._changed.wait()
+                if self._waiting == 1:
+                    self._needed.notify()
+                self._planned.wait()
                 self._waiting -= 1
 
+    def _ask_for_singles(self, keys: Iterable[_Key]) -> None:
+        for key in keys:
+            kept = self._find(*key)
+            if self._closed or (kept is None and not self._full):
+                continue
+            self._prepared.discard(key)
+            size = self._loader.reader.num_bytes(range(key[1], key[1] + 1))
+            if (kept is None or kept.where is _Where.STORE) and self._singles_bytes + size <= _SINGLES_BYTES:
+                if kept is None:
+                    self._early.add(key)
+                self._singles_bytes += size
+                self._singles[key] = _Single(size, kept is None, self._single_pool.submit(self._load_single, key[1]))
+
+    def _load_single(self, sample_id: int) -> tuple[Place, bytes]:
+        place = self._loader.reader.place(sample_id)
+        return place, self._loader.load_sample(place)
+
     def _use(self, kept: _Kept) -> None:
-        with self._changed:
+        with self._lock:
             kept.uses -= 1
             if kept.uses > 0:
                 return
             del self._kept[kept.read.epoch, kept.read.ids.start]
-            self._bytes -= kept.num_bytes if kept.in_memory else 0
+            self._bytes -= kept.held_bytes
+        if kept.where is _Where.CACHE and not self._closed:
+            self._loader.release(kept.runs)
+        with self._lock:
+            self._freed += 1
             self._finish(kept.block)
-        if self._loader.cache is not None:
-            for run in self._loader.reader.runs(kept.read.ids):
-                self._loader.release(run)
 
     def _finish(self, block: int) -> None:
         self._left[block] -= 1
         if not self._left[block]:
             del self._left[block]
-        self._changed.notify_all()
+        self._needed.notify()
 
     def _walk(self) -> None:
         try:
             for number, block in enumerate(self._plan):
                 if not self._begin(number):
                     return
-                for read in block:
-                    kept = self._admit(number, read)
+                for at, read in enumerate(block):
+                    if at % _READS_AHEAD == 0:
+                        self._ask_for_indexes(block[at : at + 2 * _READS_AHEAD])
+                    kept = self._admit(number, read, self._loader.reader.runs(read.ids))
                     if kept is not None:
                         self._pool.submit(self._load, kept)
-                with self._changed:
+                with self._lock:
                     self._finish(number)
         except BaseException as error:
             self._fail(error)
 
+    def _ask_for_indexes(self, reads: Sequence[Read]) -> None:
+        """Load at once what the walk would have to wait for one after the other."""
+        for read in reads:
+            if not self._loader.reader.has_index(read.ids.start):
+                self._single_pool.submit(self._loader.reader.place, read.ids.start)
+
     def _begin(self, block: int) -> bool:
         """Wait until a block is near enough to be fetched, or somebody needs it; False if the window was closed."""
-        with self._changed:
+        with self._lock:
             while not self._closed and len(self._left) >= _BLOCKS and not self._waiting:
-                self._changed.wait()
+                self._needed.wait()
             self._left[block] = 1  # until all of its reads are entered
             return not self._closed
 
-    def _admit(self, block: int, read: Read) -> _Kept | None:
-        """Wait for room for a read and enter it; None if its uses are over or the window was closed."""
-        size, key = self._loader.reader.num_bytes(read.ids), (read.epoch, read.ids.start)
-        with self._changed:
-            while not self._closed:
-                fits = self._bytes + size <= self._room
-                if fits or self._loader.cache is not None:
-                    break
+    def _admit(self, block: int, read: Read, runs: Sequence[Run]) -> _Kept | None:
+        """Wait for room for a read and enter it; None if there is nothing to load."""
+        size, gaps = _num_bytes(runs), None
+        while True:
+            with self._lock:
+                freed = self._freed
+                if self._bytes + size <= self._room:
+                    return self._enter(_Kept(read, block, read.uses, runs, _Where.MEMORY))
+            # Not under the lock: the cache writes to a disk, and may wait for other processes.
+            if (gaps := self._loader.reserve(runs)) is not None:
+                return self._enter(_Kept(read, block, read.uses, runs, _Where.CACHE, gaps))
+            with self._lock:
+                if size > self._room:  # there will never be room
+                    return self._enter(_Kept(read, block, read.uses, runs, _Where.STORE))
                 self._full = True
-                self._changed.notify_all()
-                self._changed.wait()
+                self._ask_for_singles(list(self._prepared))
+                self._planned.notify_all()
+                while not self._closed and self._freed == freed:
+                    self._needed.wait()
+                if self._closed:
+                    return None
+
+    def _enter(self, kept: _Kept) -> _Kept | None:
+        """Enter a read, less what was used of it before; as one of single samples, if not enough is left of it."""
+        given_up = False
+        with self._lock:
             self._full = False
-            early = {(read.epoch, sample_id) for sample_id in read.ids} & self._early
+            keys = {(kept.read.epoch, sample_id) for sample_id in kept.read.ids}
+            early = keys & self._early
             self._early -= early
-            uses = read.uses - len(early)
-            if self._closed or uses <= 0:
-                return None
-            kept = self._kept[key] = _Kept(read, block, uses, size, in_memory=fits)
-            self._left[block] += 1
-            self._bytes += size if fits else 0
-            self.peak_bytes = max(self.peak_bytes, self._bytes)
-            self._changed.notify_all()
-            return kept
+            kept.uses -= len(early)
+            if kept.uses < WORTH_WHOLE * len(kept.read.ids):
+                given_up = kept.where is _Where.CACHE
+                kept.where = _Where.STORE
+            if kept.uses > 0:
+                self._kept[kept.read.epoch, kept.read.ids.start] = kept
+                self._left[kept.block] += 1
+                self._bytes += kept.held_bytes
+                self.peak_bytes = max(self.peak_bytes, self._bytes)
+            if kept.where is _Where.STORE:
+                kept.data.set_result([])
+            self._ask_for_singles(keys & self._prepared)
+            self._planned.notify_all()
+        if given_up:
+            self._loader.give_up(kept.gaps)
+            self._loader.release(kept.runs)
+        return None if kept.where is _Where.STORE else kept
 
     def _load(self, kept: _Kept) -> None:
-        if not kept.runs.set_running_or_notify_cancel():
+        if not kept.data.set_running_or_notify_cancel():
             return
         try:
-            runs = self._loader.reader.runs(kept.read.ids)
-            loaded = [(run.number, run.start, self._loader.load(run, keep=True)) for run in runs]
-            kept.runs.set_result(loaded if kept.in_memory else [])
+            if kept.uses <= 0:  # all of its samples were skipped
+                self._loader.give_up(kept.gaps)
+                kept.data.set_result([])
+            elif kept.where is _Where.MEMORY:
+                kept.data.set_result([self._loader.load(run) for run in kept.runs])
+            else:
+                self._loader.fill(kept.runs, kept.gaps)
+                kept.data.set_result([])
         except BaseException as error:
-            kept.runs.set_exception(error)
+            kept.data.set_exception(error)
             self._fail(error)
 
     def _fail(self, error: BaseException) -> None:
-        with self._changed:
+        with self._lock:
             self._failure = self._failure or error
-            self._changed.notify_all()
+            self._planned.notify_all()
+
+
+def _num_bytes(runs: Sequence[Run]) -> int:
+    return sum(run.num_bytes for run in runs)

@@ -176,6 +176,8 @@ class Trainer:
             quarantined=self._quarantine.sample_ids,
             loading=Loading.of(config.system, pinned=self._ranks.device.type == "cuda"),
         )
+        if stream.source.advice:
+            self._say(stream.source.advice)
         self._order = _plan_of(stream.order)
         if position is not None and position.order != self._order:
             stream.close()

@@ -137,6 +137,28 @@ def test_more_than_the_bound_is_refused(cache: DiskCache) -> None:
     assert cache.used_bytes() == 10
 
 
+def test_room_is_reserved_before_the_bytes_are_there(cache: DiskCache) -> None:
+    assert fill(cache, A, 100, 200)
+    gaps = cache.reserve(A, 0, 800, hold="me")
+    assert gaps is not None
+    assert [(gap.start, gap.stop) for gap in gaps] == [(0, 100), (200, 800)]
+    assert cache.used_bytes() == 800
+    assert cache.reserve(B, 0, 300, hold="me") is None
+    assert cache.missing(A, 0, 800) == [(0, 100), (200, 800)]
+    assert cache.fill(gaps[1], contents(A, 200, 800))
+    cache.give_up(gaps[0])
+    assert cache.read(A, 100, 800) == contents(A, 100, 800)
+    assert cache.used_bytes() == 700
+    assert cache.reserve(B, 0, 300, hold="me") is not None
+
+
+def test_what_was_released_while_it_was_on_its_way_may_go_at_once(cache: DiskCache) -> None:
+    (gap,) = cache.reserve(A, 0, 600, hold="me") or []
+    cache.release(A, 0, 600, "me")
+    assert cache.fill(gap, contents(A, 0, 600))
+    assert fill(cache, B, 0, 600)
+
+
 def test_forgotten_bytes_are_gone_though_held(cache: DiskCache) -> None:
     fill(cache, A, 0, 100)
     fill(cache, A, 100, 200)

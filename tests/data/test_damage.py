@@ -2,8 +2,10 @@
 
 import shutil
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import pytest
 import torch
@@ -12,8 +14,9 @@ from orchestrate.data.evaluation_stream import EvalStream
 from orchestrate.data.index import Manifest, load_manifest, write_manifest
 from orchestrate.data.reader import DamagedSampleError, Reader
 from orchestrate.data.shards import pack_sample, unpack_sample, write_shard
+from orchestrate.data.source import Loading
 from orchestrate.errors import DataError
-from tests.data.streams import assert_same, batches, byte_of_sample, flip, joined
+from tests.data.streams import assert_same, batches, byte_of_sample, flip, joined, stream
 
 BAD = 23  # the fourth sample of the third shard
 SHARD = "train-000002.tar"
@@ -121,6 +124,38 @@ def test_where_nothing_is_whole_the_stream_ends_with_an_error(copy: Path) -> Non
             flip(copy / shard.name, byte_of_sample(copy, shard.name, index))
     with pytest.raises(DataError, match="and 256 neighbours are damaged"):
         batches(str(copy), 1)
+
+
+def test_damage_is_told_by_the_first_batch_that_it_touches_whichever_met_it_first(copy: Path) -> None:
+    """Batch 0 finds a known sample: a later one was quicker, as with several workers."""
+    for index in range(10):
+        flip(copy / SHARD, byte_of_sample(copy, SHARD, index))
+    expected = [[damage.sample_id for damage in batch.damaged] for batch in batches(str(copy), 8)]
+    with closing(stream(str(copy))) as late:
+        started = [late._start(step) for step in reversed(range(8))]  # batches are filled when they are started
+        found = [sorted(damage.sample_id for damage in pending.finish().damaged) for pending in reversed(started)]
+    assert found == [sorted(each) for each in expected]
+    assert sum(map(len, found)) == 10
+
+
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_a_remote_run_resumed_on_other_ranks_with_its_ledger_goes_on_as_if_never_stopped(
+    copy: Path, world_size: int, request: pytest.FixtureRequest
+) -> None:
+    for shard, index in ((SHARD, 3), ("train-000007.tar", 0)):
+        flip(copy / shard, byte_of_sample(copy, shard, index))
+    store, folder = fsspec.filesystem("memory"), f"/{copy.parent.name}"
+    store.put(str(copy), folder, recursive=True)
+    request.addfinalizer(lambda: store.rm(folder, recursive=True))
+    remote = f"memory://{folder}"
+    whole = batches(remote, 20)
+    ledger = {damage.sample_id for batch in whole[:9] for damage in batch.damaged}
+    assert ledger == {BAD, 70}
+    options = {"start_step": 9, "world_size": world_size, "quarantined": ledger, "loading": Loading(workers=1)}
+    ranks = [batches(remote, 11, rank=rank, **options) for rank in range(world_size)]
+    for step, expected in enumerate(whole[9:]):
+        assert_same(joined([rank[step] for rank in ranks]), expected)
+    assert not [damage for rank in ranks for batch in rank for damage in batch.damaged]
 
 
 def test_evaluation_stops_at_a_damaged_sample(copy: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from orchestrate.data.order import Order
 from orchestrate.runs import RunDir
 from tests.data.fault_proxy import FaultProxy
 from tests.data.object_store import ObjectStore
@@ -102,7 +103,9 @@ def test_a_sample_that_stays_damaged_is_listed_and_the_training_goes_on(
     assert f"sample 5, key '{entry['key']}': CRC32 is" in ranks[0].stdout  # rank 0 says it, whoever found it
     log = log_of(run)
     assert [line["batch"] for line in log] == [line["batch"] for line in log_of(local)]
-    assert sum(line.get("substituted_samples", 0) for line in log) in (1, 2)  # 12 steps are 1.9 epochs
+    order = Order(203, 0, global_batch=32)
+    uses = [int((order.batch(step)[0] == 105).sum()) for step in range(12)]
+    assert [line.get("substituted_samples", 0) for line in log] == uses
 
 
 def test_too_many_damaged_samples_stop_all_ranks_with_the_list(
@@ -121,7 +124,25 @@ def test_too_many_damaged_samples_stop_all_ranks_with_the_list(
     assert not run.done_file.exists()
 
 
-def test_a_shard_that_is_gone_stops_the_training_and_a_silent_store_asks_to_go_on_later(
+def test_a_store_that_stays_silent_ends_the_training_until_it_is_back(
+    local: RunDir, sweep_file: Path, datasets: Path, object_store: ObjectStore, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    run = remote_run(tmp_path, sweep_file, datasets, object_store, monkeypatch, data_memory_gb=1e-4)  # no chunk fits
+    with FaultProxy(object_store.endpoint) as proxy:
+        proxy.add("503", path="/train/train-0", times=-1, skip=200)
+        impatient = {"STORE_PATIENCE_SECONDS": "3"}
+        ranks = work(run, object_store.environment(proxy.url) | impatient)
+        assert 74 in [rank.returncode for rank in ranks], ranks[0].stderr + ranks[1].stderr
+        assert 0 not in [rank.returncode for rank in ranks]
+        assert any("/train/train-0" in rank.stderr and "503" in rank.stderr for rank in ranks)
+    begun = len(log_of(run))
+    assert 0 < begun < 12
+    assert [rank.returncode for rank in work(run, object_store.environment())] == [0, 0]
+    assert run.weights_file.read_bytes() == local.weights_file.read_bytes()
+
+
+def test_a_shard_that_is_gone_stops_the_training(
     sweep_file: Path, datasets: Path, object_store: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = remote_run(tmp_path, sweep_file, datasets, object_store, monkeypatch)
