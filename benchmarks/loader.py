@@ -53,6 +53,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--folder", type=Path, default=Path("data/loader-benchmark"), help="where the images are kept")
     parser.add_argument("--peers", default="", help="folder with packages of other loaders")
+    parser.add_argument("--only", nargs="+", default=[], choices=list(CONTESTANTS), help="of part loader; default: all")
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"), help="of part device; cpu only tries it")
     parser.add_argument("--json", action="store_true", help="one JSON object a line")
     given = vars(parser.parse_args())
@@ -68,7 +69,7 @@ def measure_loaders(options: Options) -> Iterator[Row]:
     for kind in KINDS:
         images = build_images(options.folder, kind, options.samples_of(kind))
         runs: dict[str, Callable[[], Facts]] = {}
-        for name in CONTESTANTS:
+        for name in options.only or CONTESTANTS:
             # The first run also converts the images to the formats of others.
             if missing := _run(_task(name, images, options, seconds=0), options.peers).get("missing"):
                 print(f"loader: {name} left out ({missing})", file=sys.stderr)
@@ -86,7 +87,7 @@ def _loader_rows(kind: str, found: dict[str, list[Facts]]) -> Iterator[Row]:
     }
     for name in found:
         mine, peer = (name, SAME_OUTPUT) if name.startswith("ours,") else ("ours", name)
-        if mine == peer:
+        if mine == peer or not {mine, peer} <= found.keys():
             continue
         for unit, value in units.items():
             ours, its = ([value(facts) for facts in found[who]] for who in (mine, peer))
@@ -106,7 +107,7 @@ def _task(name: str, images: Images, options: Options, *, seconds: float) -> Tas
         workers=options.workers,
         seconds=seconds,
         # What lies ready when the clock starts must be replaced by as much when it stops.
-        warm_batches=8 * options.workers,
+        warm_batches=4 * options.workers,
         scratch=str(options.folder),
     )
 

@@ -27,6 +27,7 @@ class Options:
     batch: int
     workers: int
     peers: str
+    only: list[str]
     device: str
 
     def samples_of(self, kind: Kind) -> int:
