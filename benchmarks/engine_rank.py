@@ -110,7 +110,7 @@ def run_bare(values: dict[str, Any], steps: int) -> Facts:
 @contextmanager
 def batches(config: Any, ranks: Any, recipe: Any) -> Iterator[Any]:
     """Open the stream that the trainer opens."""
-    from orchestrate.data.source import Loading
+    from orchestrate.data.sample_source import Loading
     from orchestrate.data.stream import TrainStream
 
     stream = TrainStream(

@@ -76,7 +76,7 @@ def main() -> None:
 
 def ours(task: Task, pixels: Any = "fast") -> Iterator[int]:
     """Read with worker threads."""
-    from orchestrate.data.source import Loading
+    from orchestrate.data.sample_source import Loading
     from orchestrate.data.stream import TrainStream
 
     stream = TrainStream(

@@ -13,7 +13,7 @@ from loader_photos import build_images
 from loader_rows import KINDS, Options, Row, alternate, compared
 from torch import Tensor
 
-from orchestrate.data.source import Loading
+from orchestrate.data.sample_source import Loading
 from orchestrate.data.stream import Batch, TrainStream
 from ssl_methods.device_views import finish_views
 from ssl_methods.views import ViewRecipe, normalise, recipe

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import sys
 import time
-import tracemalloc
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -17,12 +16,13 @@ import numpy as np
 from loader_contestants import stock_views
 from loader_photos import Images, build_images
 from loader_rows import KINDS, Options, Row, alternate, compared
+from order import cost
 
 from orchestrate.data.index import Manifest, Shard, write_manifest
 from orchestrate.data.order import Order
 from orchestrate.data.reader import Reader
 from orchestrate.data.readplan import plan_reads
-from orchestrate.data.source import Loading
+from orchestrate.data.sample_source import Loading
 from orchestrate.data.stream import TrainStream
 from ssl_methods.views import recipe
 
@@ -144,13 +144,5 @@ def _cost(name: str, work: Callable[[], object]) -> Iterator[Row]:
 
 def _measure(work: Callable[[], object]) -> tuple[float, float]:
     """Return the median milliseconds of 5 runs, and the peak megabytes of another."""
-    seconds = []
-    for _ in range(5):
-        began = time.perf_counter()
-        work()
-        seconds.append(time.perf_counter() - began)
-    tracemalloc.start()
-    work()
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    return median(seconds) * 1e3, peak / 1e6
+    seconds, peak_bytes = cost(work)
+    return seconds * 1e3, peak_bytes / 1e6

@@ -17,11 +17,11 @@ from loader_rows import KINDS, Kind, Options, Row, alternate, compared, cpu_ms
 from PIL import Image
 
 from orchestrate.data.images import decode
-from orchestrate.data.making import Job, Maker, Rows
 from orchestrate.data.order import Order
 from orchestrate.data.reader import Reader
-from orchestrate.data.source import Loading, Source
+from orchestrate.data.sample_source import Loading, Source
 from orchestrate.data.stream import TrainStream
+from orchestrate.data.view_maker import Job, Maker, Rows
 from ssl_methods.views import ViewRecipe, make_views, recipe
 
 _IMAGES = 64  # that a stage goes through again and again

@@ -54,8 +54,8 @@ def data_pack(
 
     from orchestrate.data.index import load_manifest
     from orchestrate.data.pack import pack
-    from orchestrate.data.problems import counted
-    from orchestrate.data.shrink import Shrink
+    from orchestrate.data.pack_shrink import Shrink
+    from orchestrate.data.tar_problems import counted
 
     console = Console(stderr=True)
     with (
@@ -150,7 +150,7 @@ def data_verify(
     [dim]orchestrate data verify data/in1k/train --full[/dim]
     """
     from orchestrate.data.fsck import verify
-    from orchestrate.data.problems import counted
+    from orchestrate.data.tar_problems import counted
     from orchestrate.errors import DataError
 
     with _interruptible("verifying"), _progress(f"verifying {url}") as show:
@@ -204,7 +204,7 @@ def data_show(
 
 
 def _summary(place: str, manifest: Manifest, noun: str) -> str:
-    from orchestrate.data.problems import counted
+    from orchestrate.data.tar_problems import counted
 
     counts = f"{counted(manifest.num_samples, noun)} of {counted(manifest.num_classes, 'class')}"
     return f"{place}: {counts} in {counted(len(manifest.shards), 'shard')}, digest {manifest.digest[:16]}"
@@ -213,7 +213,7 @@ def _summary(place: str, manifest: Manifest, noun: str) -> str:
 def _what_unusable_means(unusable: int, num_samples: int) -> str:
     """Compare samples that can never be used with what a training tolerates unless it is told otherwise."""
     from orchestrate.config.train import SystemConfig
-    from orchestrate.data.problems import counted
+    from orchestrate.data.tar_problems import counted
 
     default = float(SystemConfig().max_damaged)
     allowed = max(1, int(default * num_samples))

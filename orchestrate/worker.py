@@ -4,7 +4,8 @@ The same RunDir again means: go on from the last whole checkpoint. The environme
 `orchestrate.engine.ranks.join_ranks`), which attempt this is (ORCHESTRATE_ATTEMPT) and when its time is over
 (ORCHESTRATE_DEADLINE, Unix seconds).
 
-Exit codes: 0 done, 75 please continue (state saved), 86 hang, 88 diverged, 2 bad input, 1 other.
+Exit codes: 0 done, 74 a store does not answer (go on later), 75 please continue (state saved), 86 hang, 88 diverged,
+2 bad input, 1 other.
 """
 
 import errno

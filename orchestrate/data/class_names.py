@@ -8,7 +8,7 @@ from pathlib import Path
 
 from orchestrate.data import storage
 from orchestrate.data.index import MANIFEST_NAME, load_manifest
-from orchestrate.data.problems import MOST_CLASSES, counted
+from orchestrate.data.tar_problems import MOST_CLASSES, counted
 from orchestrate.errors import DataError, StorageError
 
 

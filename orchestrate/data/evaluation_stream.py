@@ -14,9 +14,9 @@ import torch
 from jaxtyping import Int64, UInt8
 from torch import Tensor
 
+from orchestrate.data.processes import one_core_each
 from orchestrate.data.reader import DamagedSampleError, Reader
-from orchestrate.data.source import BulkSource, Loading
-from orchestrate.data.stream import one_core_each
+from orchestrate.data.sample_source import BulkSource, Loading
 from ssl_methods.views import eval_view
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from orchestrate.data.images import grey_png
-from orchestrate.data.sources import Item, Source
+from orchestrate.data.pack_sources import Item, Source
 from orchestrate.errors import DataError
 
 # Order of the labels 0-9 (Xiao et al. 2017, arXiv:1708.07747, table 2).

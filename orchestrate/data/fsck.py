@@ -8,9 +8,8 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 from orchestrate.data import storage
-from orchestrate.data.duplicates import repeated_keys
+from orchestrate.data.duplicate_keys import repeated_keys
 from orchestrate.data.index import Manifest, Shard, load_manifest, write_manifest
-from orchestrate.data.problems import DUPLICATE, Problem, counted
 from orchestrate.data.shard_check import (
     Entries,
     ShardFiles,
@@ -22,6 +21,7 @@ from orchestrate.data.shard_check import (
 )
 from orchestrate.data.shard_pool import Meter, ShardProgress, default_workers, work_on_shards
 from orchestrate.data.shards import pack_sidecar, parse_sidecar, read_sample, sidecar_crc
+from orchestrate.data.tar_problems import DUPLICATE, Problem, counted
 from orchestrate.data.tar_scan import scan_tar
 from orchestrate.errors import DataError, StorageError
 
@@ -217,7 +217,7 @@ def _unknown_tars(url: str, manifest: Manifest) -> list[Problem]:
         names = storage.list_tars(folder)
     except StorageError:
         raise
-    except (OSError, NotImplementedError, DataError):
+    except (OSError, NotImplementedError, DataError):  # a store that lists nothing, such as plain HTTP
         return []
     known = {shard.name for shard in manifest.shards}
     reason = "not in the manifest: its samples are never read; index again, or move it elsewhere"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import struct
 import time
 import zlib
 from collections.abc import Mapping
@@ -23,7 +24,7 @@ _DIGEST_FORMAT = 1
 _PAUSES_SECONDS = (0.1, 0.4)
 # A sidecar `<shard>.idx` holds for each sample, little endian: u32 length of its byte range in the tar (headers and
 # padding included) and u32 CRC32 of that range. Ranges lie end to end from byte 0, so a sum of lengths is an offset.
-SIDECAR_BYTES_PER_SAMPLE = 8
+SIDECAR_ENTRY = struct.Struct("<II")
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,7 +225,7 @@ def _parse_shard(row: Any) -> Shard:
 def _shard_problems(url: str, manifest: Manifest, shard: Shard) -> list[str]:
     expected = {
         manifest.shard_url(url, shard): (shard.name, shard.bytes),
-        manifest.sidecar_url(url, shard): (shard.sidecar, shard.samples * SIDECAR_BYTES_PER_SAMPLE),
+        manifest.sidecar_url(url, shard): (shard.sidecar, shard.samples * SIDECAR_ENTRY.size),
     }
     problems = []
     for file_url, (name, num_bytes) in expected.items():

@@ -12,10 +12,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass
 
 from orchestrate.data import storage
-from orchestrate.data.index import SIDECAR_BYTES_PER_SAMPLE, Shard
-from orchestrate.data.problems import Problem
+from orchestrate.data.index import SIDECAR_ENTRY, Shard
 from orchestrate.data.shards import sidecar_crc
 from orchestrate.data.storage import ObjectInfo
+from orchestrate.data.tar_problems import Problem
 from orchestrate.data.tar_scan import Scan
 from orchestrate.errors import DataError, StorageError
 
@@ -151,7 +151,7 @@ def still_holds(dest: str, record: Record, found: ObjectInfo) -> bool:
     if not found.version or (shard.bytes, shard.version) != (found.size, found.version):
         return False
     try:
-        return storage.size(storage.join(dest, shard.sidecar)) == shard.samples * SIDECAR_BYTES_PER_SAMPLE
+        return storage.size(storage.join(dest, shard.sidecar)) == shard.samples * SIDECAR_ENTRY.size
     except StorageError:
         raise
     except (OSError, DataError):

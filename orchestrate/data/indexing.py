@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from orchestrate.data import storage
 from orchestrate.data.class_names import known_classes, label_problem, numbered, renamed
-from orchestrate.data.duplicates import repeated_keys
+from orchestrate.data.duplicate_keys import repeated_keys
 from orchestrate.data.index import Manifest, load_manifest, write_manifest
 from orchestrate.data.index_records import (
     Record,
@@ -21,10 +21,10 @@ from orchestrate.data.index_records import (
     write_owner,
     write_record,
 )
-from orchestrate.data.problems import DUPLICATE, NO_LABEL, Problem, counted
 from orchestrate.data.shard_pool import Meter, ShardProgress, default_workers, work_on_shards
 from orchestrate.data.shards import read_sample
 from orchestrate.data.storage import TAR_SUFFIX
+from orchestrate.data.tar_problems import DUPLICATE, NO_LABEL, Problem, counted
 from orchestrate.data.tar_scan import scan_tar
 from orchestrate.errors import DataError, StorageError
 
@@ -126,7 +126,7 @@ def list_shards(url: str) -> list[str]:
         names = storage.list_tars(url)
     except FileNotFoundError:
         raise DataError(f"{url}: no such folder; give a folder of .tar files, one, or a pattern") from None
-    except (OSError, NotImplementedError) as error:
+    except (OSError, NotImplementedError) as error:  # fsspec's stores that cannot list raise the latter
         if isinstance(error, StorageError):
             raise
         raise DataError(

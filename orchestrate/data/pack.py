@@ -27,9 +27,9 @@ from orchestrate.data.index import (
 )
 from orchestrate.data.order import shuffled
 from orchestrate.data.pack_jobs import Job, Progress, Written, run_jobs
-from orchestrate.data.shrink import Shrink
-from orchestrate.data.sources import Item, Source, image_folder, listing, problems_error, relabel
-from orchestrate.data.tar_source import holds_tars, tar_source
+from orchestrate.data.pack_shrink import Shrink
+from orchestrate.data.pack_sources import Item, Source, image_folder, listing, problems_error, relabel
+from orchestrate.data.pack_tars import holds_tars, tar_source
 from orchestrate.errors import DataError
 from orchestrate.runs import sync_folder
 

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
-import signal
-import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, wait
@@ -16,9 +13,10 @@ from typing import Any
 
 from orchestrate.data.images import check_image
 from orchestrate.data.index import Shard
+from orchestrate.data.pack_shrink import Shrink
+from orchestrate.data.pack_sources import Item
+from orchestrate.data.processes import obey_parent
 from orchestrate.data.shards import pack_sample, recover_shard, write_shard
-from orchestrate.data.shrink import Shrink
-from orchestrate.data.sources import Item
 from orchestrate.errors import DataError
 
 Progress = Callable[[int, int], None]
@@ -113,16 +111,8 @@ _worker: dict[str, Any] = {}
 
 
 def _start_worker(counter: Any, stop: Any) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent too, which says stop
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    obey_parent()
     _worker.update(counter=counter, stop=stop)
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()  # returns when the parent is gone, killed or not; a pool's processes would wait for ever
-        os._exit(1)
 
 
 def _write_in_worker(job: Job) -> Written:

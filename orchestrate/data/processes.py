@@ -1,4 +1,4 @@
-"""Manners of a helper process: it ends with its parent, and leaves signals to it."""
+"""Manners of the threads and processes that a process starts: one core each, no signals, and an end with the parent."""
 
 from __future__ import annotations
 
@@ -14,6 +14,13 @@ _PARENTS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 def hold_signals() -> None:
     """Keep those signals from this thread, and from the processes that it starts before they can do so themselves."""
     signal.pthread_sigmask(signal.SIG_BLOCK, _PARENTS)
+
+
+def one_core_each() -> None:
+    """Keep torch to one core in this thread: the threads are the parallelism."""
+    import torch
+
+    torch.set_num_threads(1)
 
 
 def obey_parent() -> None:

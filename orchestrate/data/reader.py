@@ -17,12 +17,13 @@ import numpy.typing as npt
 from jaxtyping import UInt8
 
 from orchestrate.data import storage
-from orchestrate.data.closable import ClosableCalls
+from orchestrate.data.closable_calls import ClosableCalls
 from orchestrate.data.images import DECODE_ERRORS, SUFFIXES, decode
 from orchestrate.data.index import Shard, check_shards, load_manifest
 from orchestrate.data.retry import ReadCounts
 from orchestrate.data.shards import unpack_sample
 from orchestrate.data.sidecars import Sidecars
+from orchestrate.data.tar_headers import split_name
 from orchestrate.errors import DataError, StorageError
 
 _EXTENSIONS = frozenset(suffix.lstrip(".") for suffix in SUFFIXES)
@@ -388,4 +389,5 @@ def _mark(data: bytes | memoryview) -> tuple[int, int]:
 def _key_hint(damaged: bytes) -> str:
     """Guess the key from bytes that failed their checksum: most damage spares the header."""
     name = damaged[:100].split(b"\0")[0].decode("utf-8", "replace")
-    return name.rpartition(".")[0]
+    split = split_name(name)
+    return split[0] if split else ""

@@ -9,10 +9,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from orchestrate.data import storage
-from orchestrate.data.duplicates import SeenKeys, key_hash
+from orchestrate.data.duplicate_keys import SeenKeys, key_hash
 from orchestrate.data.images import check_image
-from orchestrate.data.index import SIDECAR_BYTES_PER_SAMPLE, Manifest, Shard
-from orchestrate.data.problems import (
+from orchestrate.data.index import SIDECAR_ENTRY, Manifest, Shard
+from orchestrate.data.shards import parse_sidecar, sidecar_crc, unpack_sample
+from orchestrate.data.tar_headers import BLOCK, plain_header, split_name
+from orchestrate.data.tar_problems import (
     IMAGE_EXTENSIONS,
     LABEL_EXTENSION,
     NO_LABEL,
@@ -20,8 +22,6 @@ from orchestrate.data.problems import (
     content_problems,
     label_number,
 )
-from orchestrate.data.shards import parse_sidecar, sidecar_crc, unpack_sample
-from orchestrate.data.tar_headers import BLOCK, plain_header, split_name
 from orchestrate.errors import StorageError
 
 Entries = Sequence[tuple[int, int]]
@@ -110,8 +110,8 @@ def read_entries(files: ShardFiles) -> tuple[Entries | None, list[Problem]]:
     except (OSError, ValueError) as error:
         return None, [files.problem(f"its index {name} cannot be read: {error}; --repair makes it again")]
     if len(entries) != shard.samples:
-        wanted = shard.samples * SIDECAR_BYTES_PER_SAMPLE
-        reason = f"{len(entries) * SIDECAR_BYTES_PER_SAMPLE:,} bytes, should be {wanted:,}"
+        wanted = shard.samples * SIDECAR_ENTRY.size
+        reason = f"{len(entries) * SIDECAR_ENTRY.size:,} bytes, should be {wanted:,}"
     elif sum(length for length, _ in entries) > shard.bytes:
         reason = "its samples are longer than the shard"
     elif shard.sidecar_crc not in ("", sidecar_crc(data)):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import struct
 import tarfile
 import zlib
 from collections.abc import Iterable, Iterator
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrate.data import storage
-from orchestrate.data.index import SIDECAR_BYTES_PER_SAMPLE, Shard
+from orchestrate.data.index import SIDECAR_ENTRY, Shard
 from orchestrate.data.tar_headers import (
     BLOCK,
     RESERVED_EXTENSIONS,
@@ -23,9 +22,6 @@ from orchestrate.data.tar_headers import (
     plain_header,
     split_name,
 )
-
-_ENTRY = struct.Struct("<II")
-assert _ENTRY.size == SIDECAR_BYTES_PER_SAMPLE
 
 
 def pack_sample(key: str, members: dict[str, bytes]) -> bytes:
@@ -108,14 +104,14 @@ def load_sidecar(url: str) -> list[tuple[int, int]]:
 
 def parse_sidecar(data: bytes | bytearray) -> list[tuple[int, int]]:
     """Split the bytes of a sidecar; see `load_sidecar`. Raises ValueError."""
-    if len(data) % _ENTRY.size:
-        raise ValueError(f"{len(data):,} bytes, not {_ENTRY.size} for each sample")
-    return list(_ENTRY.iter_unpack(data))
+    if len(data) % SIDECAR_ENTRY.size:
+        raise ValueError(f"{len(data):,} bytes, not {SIDECAR_ENTRY.size} for each sample")
+    return list(SIDECAR_ENTRY.iter_unpack(data))
 
 
 def pack_sidecar(entries: Iterable[tuple[int, int]]) -> bytes:
     """Lay out the bytes of a sidecar: length and CRC32 of each sample's range."""
-    return b"".join(_ENTRY.pack(*entry) for entry in entries)
+    return b"".join(SIDECAR_ENTRY.pack(*entry) for entry in entries)
 
 
 def sidecar_crc(data: bytes | bytearray) -> str:
@@ -145,14 +141,14 @@ def write_shard(path: Path, samples: Iterable[bytes]) -> Shard:
         for sample in samples:
             file.write(sample)
             checksum.update(sample)
-            entries += _ENTRY.pack(len(sample), zlib.crc32(sample))
+            entries += SIDECAR_ENTRY.pack(len(sample), zlib.crc32(sample))
         end = _archive_end(file.tell())
         file.write(end)
         checksum.update(end)
         num_bytes = file.tell()
         _sync(file)
     shard = Shard(
-        path.name, len(entries) // _ENTRY.size, num_bytes, checksum.hexdigest(), sidecar_crc=sidecar_crc(entries)
+        path.name, len(entries) // SIDECAR_ENTRY.size, num_bytes, checksum.hexdigest(), sidecar_crc=sidecar_crc(entries)
     )
     sidecar = path.with_name(shard.sidecar)
     with Path(f"{sidecar}.part").open("wb") as file:
@@ -169,17 +165,17 @@ def recover_shard(path: Path) -> Shard | None:
         data, entries = path.read_bytes(), path.with_name(f"{path.name}.idx").read_bytes()
     except OSError:
         return None
-    if len(entries) % _ENTRY.size:
+    if len(entries) % SIDECAR_ENTRY.size:
         return None
     offset = 0
-    for length, crc in _ENTRY.iter_unpack(entries):
+    for length, crc in SIDECAR_ENTRY.iter_unpack(entries):
         if zlib.crc32(data[offset : offset + length]) != crc:
             return None
         offset += length
     if data[offset:] != _archive_end(offset):
         return None
     sha256 = hashlib.sha256(data).hexdigest()
-    return Shard(path.name, len(entries) // _ENTRY.size, len(data), sha256, sidecar_crc=sidecar_crc(entries))
+    return Shard(path.name, len(entries) // SIDECAR_ENTRY.size, len(data), sha256, sidecar_crc=sidecar_crc(entries))
 
 
 def _archive_end(size: int) -> bytes:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import threading
-import zlib
 from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -14,7 +13,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from orchestrate.data.index import SIDECAR_BYTES_PER_SAMPLE, Manifest, Shard
+from orchestrate.data.index import SIDECAR_ENTRY, Manifest, Shard
+from orchestrate.data.shards import sidecar_crc
 from orchestrate.errors import DataError, StorageError
 
 _KEPT_SAMPLES = 10_000_000  # 12 bytes each
@@ -164,10 +164,10 @@ class Sidecars:
 
 def parse_entries(data: bytes, shard: Shard) -> Entries | str:
     """Turn the bytes of an index into offsets and checksums, or say why they are not the index of this shard."""
-    if len(data) != SIDECAR_BYTES_PER_SAMPLE * shard.samples:
-        return f"{len(data):,} bytes for {shard.samples:,} samples, must be {SIDECAR_BYTES_PER_SAMPLE} each"
-    if shard.sidecar_crc and f"{zlib.crc32(data):08x}" != shard.sidecar_crc:
-        return f"CRC32 is {zlib.crc32(data):08x}, the manifest says {shard.sidecar_crc}"
+    if len(data) != SIDECAR_ENTRY.size * shard.samples:
+        return f"{len(data):,} bytes for {shard.samples:,} samples, must be {SIDECAR_ENTRY.size} each"
+    if shard.sidecar_crc and sidecar_crc(data) != shard.sidecar_crc:
+        return f"CRC32 is {sidecar_crc(data)}, the manifest says {shard.sidecar_crc}"
     entries = np.frombuffer(data, dtype="<u4").reshape(-1, 2)
     offsets = np.zeros(len(entries) + 1, dtype=np.int64)
     np.cumsum(entries[:, 0], out=offsets[1:])

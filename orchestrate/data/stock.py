@@ -105,11 +105,8 @@ class ShardSource(IterableDataset[dict[str, Any]]):
         place = self._reader.place(sample_id)
         data = self._reader.fetch(place)
         if self._reader.problem(place, data):
-            data = self._reader.fetch(place)  # what went wrong on its way is right the second time
-        reason = self._reader.problem(place, data)
+            place, data = self._reader.settle(place, data)
         try:
-            if reason:
-                raise ValueError(reason)
             key, members = unpack_sample(data)
         except ValueError as error:
             raise self._reader.damaged(place, str(error), key="") from error

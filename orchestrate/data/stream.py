@@ -17,11 +17,11 @@ import torch
 from jaxtyping import Float32, Int64, UInt8
 from torch import Tensor
 
-from orchestrate.data.making import Job, Maker, Pixels, Rows, make_in_process, start_process
 from orchestrate.data.order import Order, fingerprint
-from orchestrate.data.processes import hold_signals
+from orchestrate.data.processes import hold_signals, one_core_each
 from orchestrate.data.reader import Damage, DamagedSampleError, RawSample, Reader
-from orchestrate.data.source import Loading, Source
+from orchestrate.data.sample_source import Loading, Source
+from orchestrate.data.view_maker import Job, Maker, Pixels, Rows, make_in_process, start_process
 from orchestrate.errors import DataError, LoaderError
 from ssl_methods.views import ViewRecipe
 
@@ -280,11 +280,6 @@ def _pools(loading: Loading, maker: Maker) -> tuple[ThreadPoolExecutor | None, P
     context = torch.multiprocessing.get_context("spawn")
     processes = ProcessPoolExecutor(loading.workers, context, start_process, (maker,))
     return ThreadPoolExecutor(2 * loading.workers, "loader", initializer=hold_signals), processes
-
-
-def one_core_each() -> None:
-    """Keep torch to one core in this thread."""
-    torch.set_num_threads(1)  # of this thread's operations; the workers are the parallelism
 
 
 def _submit(pool: ThreadPoolExecutor | None, task: Callable[[], list[Damage]]) -> Future[list[Damage]]:

@@ -3,25 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import struct
 import zlib
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
-from orchestrate.data.duplicates import SeenKeys, key_hash
-from orchestrate.data.index import SIDECAR_BYTES_PER_SAMPLE
-from orchestrate.data.problems import (
-    BAD_LABEL,
-    LABEL_EXTENSION,
-    NO_LABEL,
-    UNPACK,
-    UNUSABLE,
-    Problem,
-    content_problems,
-    label_number,
-)
+from orchestrate.data.duplicate_keys import SeenKeys, key_hash
+from orchestrate.data.index import SIDECAR_ENTRY
 from orchestrate.data.tar_headers import (
     BLOCK,
     RESERVED_EXTENSIONS,
@@ -33,9 +22,17 @@ from orchestrate.data.tar_headers import (
     plain_header,
     split_name,
 )
+from orchestrate.data.tar_problems import (
+    BAD_LABEL,
+    LABEL_EXTENSION,
+    NO_LABEL,
+    UNPACK,
+    UNUSABLE,
+    Problem,
+    content_problems,
+    label_number,
+)
 
-_ENTRY = struct.Struct("<II")
-assert _ENTRY.size == SIDECAR_BYTES_PER_SAMPLE
 _LARGEST_RANGE = (1 << 32) - 1
 _LONGEST_LABEL = 64
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
@@ -290,7 +287,7 @@ class _Scanner:
         if scan.cut and extensions != self._last:
             return
         self._last = extensions
-        scan.entries += _ENTRY.pack(sample.end - sample.start, sample.crc)
+        scan.entries += SIDECAR_ENTRY.pack(sample.end - sample.start, sample.crc)
         _note_contents(scan, sample)
         hashed = key_hash(sample.key)
         kind, detail = self._seen.meet(hashed, extensions)

@@ -21,7 +21,7 @@ import torch
 
 from orchestrate.config.run import RunConfig
 from orchestrate.data.order import Order
-from orchestrate.data.source import Loading
+from orchestrate.data.sample_source import Loading
 from orchestrate.data.stream import Batch, TrainStream
 from orchestrate.engine.base import Engine
 from orchestrate.engine.checkpoint import CheckpointStore, Position

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d
 
 from orchestrate.data.evaluation_stream import EvalStream
-from orchestrate.data.source import Loading
+from orchestrate.data.sample_source import Loading
 from orchestrate.evaluation.probe import Features
 
 _BATCH = 256

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from orchestrate.config.run import PROBES, RunConfig
-from orchestrate.data.source import Loading
+from orchestrate.data.sample_source import Loading
 from orchestrate.evaluation.features import extract
 from orchestrate.evaluation.probe import Features, Probe
 from orchestrate.runs import RunDir, read_json, write_json

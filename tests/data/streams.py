@@ -16,8 +16,8 @@ from orchestrate.data.index import Manifest, Shard, write_manifest
 from orchestrate.data.order import Order
 from orchestrate.data.reader import Reader
 from orchestrate.data.run_loader import RunLoader, open_loader
+from orchestrate.data.sample_source import Loading
 from orchestrate.data.shards import pack_sample, write_shard
-from orchestrate.data.source import Loading
 from orchestrate.data.stream import Batch, TrainStream
 from orchestrate.data.window import Window
 from ssl_methods.views import recipe

@@ -13,8 +13,8 @@ import torch
 from orchestrate.data.evaluation_stream import EvalStream
 from orchestrate.data.index import Manifest, load_manifest, write_manifest
 from orchestrate.data.reader import DamagedSampleError, Reader
+from orchestrate.data.sample_source import Loading
 from orchestrate.data.shards import pack_sample, unpack_sample, write_shard
-from orchestrate.data.source import Loading
 from orchestrate.errors import DataError
 from tests.data.streams import assert_same, batches, byte_of_sample, flip, joined, stream
 

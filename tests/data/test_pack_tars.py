@@ -14,7 +14,7 @@ from orchestrate.data.fsck import verify
 from orchestrate.data.index import Manifest, load_manifest
 from orchestrate.data.indexing import index
 from orchestrate.data.pack import pack
-from orchestrate.data.shrink import Shrink
+from orchestrate.data.pack_shrink import Shrink
 from orchestrate.errors import DataError
 from tests.data.tars import tar_bytes, write_tar
 

@@ -37,9 +37,10 @@ def test_every_sample_that_a_rank_uses_lies_in_one_planned_read(plan: tuple[Orde
         assert sum(read.uses for read in reads) == len(wanted)
         for block in blocks:
             assert [read.position for read in block] == sorted(read.position for read in block)
-        # Blocks of one epoch share no chunk but those of a tail, so each use has one read that holds it.
         held = Counter((read.epoch, sample_id) for read in reads for sample_id in read.ids)
-        assert set(wanted) <= set(held)
+        assert all(held[use] == 1 for use in wanted)  # blocks of one epoch share no chunk
+        used = set(wanted)
+        assert all(read.uses == sum((read.epoch, sample_id) in used for sample_id in read.ids) for read in reads)
 
 
 @given(plans())

@@ -14,7 +14,7 @@ from orchestrate.data.evaluation_stream import EvalStream
 from orchestrate.data.index import Manifest, load_manifest, write_manifest
 from orchestrate.data.indexing import index
 from orchestrate.data.reader import Reader
-from orchestrate.data.source import Loading
+from orchestrate.data.sample_source import Loading
 from orchestrate.data.stream import Batch
 from orchestrate.errors import DataError, StorageError
 from tests.data.fault_proxy import FaultProxy, Kind

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from orchestrate.data.evaluation_stream import EvalStream
 from orchestrate.data.pack import pack
 from orchestrate.data.reader import Reader
-from orchestrate.data.source import Loading
+from orchestrate.data.sample_source import Loading
 from orchestrate.data.stream import Batch, TrainStream
 from orchestrate.errors import ConfigError, DataError
 from tests.data.streams import VIEWS, assert_same, batches, byte_of_sample, flip, joined, stream

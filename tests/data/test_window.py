@@ -26,7 +26,7 @@ from orchestrate.data.order import Order
 from orchestrate.data.reader import Reader
 from orchestrate.data.readplan import Read
 from orchestrate.data.run_loader import RunLoader
-from orchestrate.data.source import Loading, Source
+from orchestrate.data.sample_source import Loading, Source
 from orchestrate.data.stream import Batch
 from orchestrate.errors import DataError
 from tests.data.streams import (

@@ -14,6 +14,7 @@ from jaxtyping import Float32, UInt8
 from torch import Tensor
 
 from orchestrate.data.images import DECODE_ERRORS, decode
+from orchestrate.data.processes import obey_parent, one_core_each
 from orchestrate.errors import ConfigError
 from ssl_methods.device_views import NUM_PARAMETERS, crop_views
 from ssl_methods.views import ViewRecipe, make_views, view_sides
@@ -155,10 +156,8 @@ _process: dict[str, Maker] = {}
 
 def start_process(maker: Maker) -> None:
     """Make a process ready to run `make_in_process`."""
-    from orchestrate.data.processes import obey_parent
-
     obey_parent()
-    torch.set_num_threads(1)
+    one_core_each()
     _process["maker"] = maker
 
 

@@ -11,7 +11,7 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from orchestrate.data.images import decode
-from orchestrate.data.making import Job, Maker, Pixels, Rows, load_transform
+from orchestrate.data.view_maker import Job, Maker, Pixels, Rows, load_transform
 from orchestrate.errors import ConfigError
 from ssl_methods.views import make_views, recipe
 

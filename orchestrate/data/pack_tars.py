@@ -20,7 +20,10 @@ from orchestrate.data import storage
 from orchestrate.data.class_names import are_names, known_classes, label_problem, numbered
 from orchestrate.data.images import SUFFIXES
 from orchestrate.data.index_records import FOLDER as RECORDS_FOLDER
-from orchestrate.data.problems import (
+from orchestrate.data.pack_sources import Item, Source, class_order, key_problems, problems_error, relabel
+from orchestrate.data.shards import member_header, unpack_sample
+from orchestrate.data.storage import TAR_SUFFIX
+from orchestrate.data.tar_problems import (
     IMAGE_EXTENSIONS,
     MOST_CLASSES,
     NO_LABEL,
@@ -28,9 +31,6 @@ from orchestrate.data.problems import (
     counted,
     label_number,
 )
-from orchestrate.data.shards import member_header, unpack_sample
-from orchestrate.data.sources import Item, Source, class_order, key_problems, problems_error, relabel
-from orchestrate.data.storage import TAR_SUFFIX
 from orchestrate.data.tar_scan import ScannedSample, scan_tar
 from orchestrate.errors import DataError, StorageError
 
@@ -143,7 +143,7 @@ def _names(url: str) -> list[str]:
         names = storage.list_tars(url)
     except StorageError:
         raise
-    except (OSError, NotImplementedError) as error:
+    except (OSError, NotImplementedError) as error:  # fsspec's stores that cannot list raise the latter
         raise DataError(f"{url}: cannot be listed: {error}; give a folder of tars, one, or a pattern") from error
     if not names:
         raise DataError(f"{url}: no tars; give a folder of them, one, or a pattern")

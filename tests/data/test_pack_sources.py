@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrate.data.sources import Source, image_folder, listing, relabel
+from orchestrate.data.pack_sources import Source, image_folder, listing, relabel
 from orchestrate.errors import DataError
 
 

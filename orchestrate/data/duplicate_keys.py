@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from orchestrate.data.problems import DUPLICATE, REPACK, SPLIT
+from orchestrate.data.tar_problems import DUPLICATE, REPACK, SPLIT
 
 
 def key_hash(key: str) -> int:
