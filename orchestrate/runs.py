@@ -19,6 +19,10 @@ class RunDir:
     damaged_samples.jsonl        training samples in whose place others stand; rank 0; absent if there are none
     checkpoints/<step>/          whole or absent; `checkpoints/latest.json` moves last
     results/<encoder>.<key>.json one probe of one encoder; results/done.json proves completion; rank 0
+    results/trained.json         proves that the training is over; rank 0
+    results/step-<n>/            probes of the checkpoint of step n, with a done.json of its own; rank 0 that evaluates
+    evaluation/                  of the jobs that only evaluate: stop, lock, status.json, attempts/, jobs/, logs/
+    code.json                    which frozen copy of the code the trial runs; the controller
     logs/attempt-<n>/rank-<r>.log
     attempts/<n>.json            one job that worked on the trial; rank 0 of that attempt
     stop                         its existence asks the ranks to save and stop
@@ -62,6 +66,21 @@ class RunDir:
     def done_file(self) -> Path:
         """The only proof of completion."""
         return self.results / "done.json"
+
+    @property
+    def trained_file(self) -> Path:
+        """The only proof that the training is over, where another job evaluates."""
+        return self.results / "trained.json"
+
+    @property
+    def evaluation(self) -> "RunDir":
+        """Folder of the jobs that only evaluate; results and checkpoints stay in this one."""
+        return RunDir(self.path / "evaluation")
+
+    @property
+    def code_file(self) -> Path:
+        """Says which frozen copy of the code the trial runs."""
+        return self.path / "code.json"
 
     @property
     def weights_file(self) -> Path:

@@ -10,8 +10,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from orchestrate.engine.records import node_name
 from orchestrate.engine.tensor_file import as_bytes
-from orchestrate.errors import OrchestrateError
+from orchestrate.errors import OrchestrateError, PreflightError
 
 COLLECTIVE_TIMEOUT_MINUTES = 30
 PATIENCE_HOURS = 24
@@ -107,7 +108,7 @@ def join_ranks(environment: Mapping[str, str] = os.environ, *, patience_minutes:
     rank, world_size = int(environment.get("RANK", 0)), int(environment.get("WORLD_SIZE", 1))
     local_rank = int(environment.get("LOCAL_RANK", 0))
     kind = environment.get("ORCHESTRATE_DEVICE") or ("cuda" if torch.cuda.is_available() else "cpu")
-    device = torch.device("cuda", local_rank) if kind == "cuda" else torch.device("cpu")
+    device = local_gpu(local_rank, environment) if kind == "cuda" else torch.device("cpu")
     if kind == "cuda":
         torch.cuda.set_device(device)
         torch.backends.cudnn.allow_tf32 = False  # fp32 means fp32
@@ -126,6 +127,21 @@ def join_ranks(environment: Mapping[str, str] = os.environ, *, patience_minutes:
         dist.init_process_group(backend, init_method=rendezvous, rank=rank, world_size=world_size, timeout=timeout)
     patient = dist.new_group(backend="gloo", timeout=timedelta(hours=PATIENCE_HOURS)) if world_size > 1 else None
     return Ranks(rank, world_size, local_rank, device, patient)
+
+
+def local_gpu(local_rank: int, environment: Mapping[str, str]) -> torch.device:
+    """Return the GPU of a rank: that of its number, or the only one where the launcher shows each rank its own.
+
+    Raises:
+        PreflightError: there are too few.
+    """
+    visible = torch.cuda.device_count()
+    ranks = int(environment.get("LOCAL_WORLD_SIZE", local_rank + 1))
+    if visible >= ranks or visible == 1:  # that two ranks share it is found out later
+        return torch.device("cuda", local_rank if visible >= ranks else 0)
+    shown = environment.get("CUDA_VISIBLE_DEVICES", "not set")
+    problem = f"{visible} GPUs are visible, {ranks} ranks need one each (CUDA_VISIBLE_DEVICES: {shown})"
+    raise PreflightError(f"node {node_name()}: {problem}", check="GPUs")
 
 
 def leave_ranks() -> None:

@@ -106,7 +106,8 @@ class Trainer:
         self._lengths, self._schedules = Lengths.of(config, num_samples), schedules_of(config, num_samples)
         self._fingerprint = config.fingerprint()
         self._throughput = Throughput(config.train.global_batch)
-        self._hang = HangWatch(config.system.hang_minutes * 60)
+        self._hang = HangWatch(config.system.hang_minutes * 60, leaving=stop.leaving)
+        self._train_seconds, self._saves = 0.0, 0
         self._quarantine = Quarantine(
             run.damaged_file, ranks, num_samples=num_samples, max_fraction=config.system.max_damaged
         )
@@ -191,6 +192,7 @@ class Trainer:
             for step in range(start + 1, self._lengths.total_steps + 1):
                 done = self._step(stream, step)
                 self._throughput.add(done.seconds, done.wait_seconds)
+                self._train_seconds += done.seconds
                 if log is not None:
                     self._record(log, done)
                 self._hang.stepped()
@@ -296,6 +298,7 @@ class Trainer:
             loss=done.means["loss"],
             images_per_second=round(self._throughput.images_per_second, 1),
             data_wait_percent=round(self._throughput.data_wait_percent, 1),
+            train_seconds=self._train_seconds,
             step_seconds_p50=round(self._throughput.step_seconds_p50, 4),
             step_seconds_p95=round(self._throughput.step_seconds_p95, 4),
             peak_memory_gb=round(peak_memory_gb(self._ranks.device), 2),
@@ -309,6 +312,8 @@ class Trainer:
         samples = step * self._config.train.global_batch
         position = Position(step, samples, self._fingerprint, self._order, self._schedules.as_facts())
         self._checkpoints.save(self._engine, position, milestone=step in self._lengths.milestones)
+        self._saves += 1
+        self._heartbeat.update(saves=self._saves)
 
 
 def _plan_of(order: Order) -> dict[str, int]:

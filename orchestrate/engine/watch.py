@@ -15,11 +15,16 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
+
+from orchestrate.exits import Exit
+
+# Called with the exit code and the reason, from a thread, before a process is ended.
+Leaving = Callable[[int, str], None]
 
 STOP_SIGNALS = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM)
-EXIT_LATER, EXIT_CONTINUE, EXIT_HANG = 74, 75, 86
 _LOOK_EVERY_SECONDS = 0.5
+_LAST_WORDS_SECONDS = 5.0
 
 
 def dump_stacks(reason: str) -> None:
@@ -28,24 +33,41 @@ def dump_stacks(reason: str) -> None:
     faulthandler.dump_traceback(all_threads=True)
 
 
+def ignore_leaving(code: int, reason: str) -> None:
+    """Stand in where nobody wants to know why a process ends."""
+
+
+def leave(code: Exit, reason: str, leaving: Leaving) -> NoReturn:
+    """End the process at once, whatever its main thread does, and whether or not a disk takes the last words."""
+    telling = threading.Thread(target=leaving, args=(code, reason), daemon=True)
+    telling.start()
+    telling.join(_LAST_WORDS_SECONDS)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
 class StopWatch:
     """Notice requests to stop, and end a process that does not follow one.
 
-    A request is a signal, the RunDir's stop file, or the deadline. `requested` is then true; the trainer agrees with
-    the other ranks, saves and leaves. If it has not called `obeyed` within `grace_seconds`, the stacks of all threads
-    go to stderr and the process ends with exit code 86; or with 74, if it has waited for data for `data_grace_seconds`.
+    A request is a signal, the RunDir's stop file if this rank looks for it, or the deadline. `requested` is then true;
+    the trainer agrees with the other ranks, saves and leaves. If it has not called `obeyed` within `grace_seconds`, the
+    stacks of all threads go to stderr and the process ends with exit code 86; or with 74, if it has waited for data for
+    `data_grace_seconds`.
     """
 
     def __init__(
         self,
-        stop_file: Path,
+        stop_file: Path | None,
         *,
         deadline: float = float("inf"),
         grace_seconds: float = 120.0,
         data_grace_seconds: float = 30.0,
+        leaving: Leaving = ignore_leaving,
     ) -> None:
         self._stop_file, self._deadline, self._grace_seconds = stop_file, deadline, grace_seconds
         self._data_grace_seconds, self._waits_since = data_grace_seconds, math.inf
+        self.leaving = leaving
         self._reader, self._writer = socket.socketpair()
         self._reader.settimeout(_LOOK_EVERY_SECONDS)
         self._writer.setblocking(False)
@@ -85,25 +107,26 @@ class StopWatch:
         patience_ends = time.monotonic() + self._grace_seconds
         while not self._obeyed.wait(_LOOK_EVERY_SECONDS):
             if self.nothing_to_save:
-                os._exit(EXIT_CONTINUE)
+                leave(Exit.CONTINUE, self.reason, self.leaving)
             if time.monotonic() >= patience_ends:
                 self._end_as_hang()
             # The other ranks are in the step already: no state of this moment can be saved.
             if time.monotonic() - self._waits_since >= self._data_grace_seconds:
                 waited = f"asked to stop ({self.reason}) after {self._data_grace_seconds:.0f} s of waiting for data"
                 print(f"error: {waited}; the last checkpoint serves", file=sys.stderr, flush=True)
-                os._exit(EXIT_LATER)
+                leave(Exit.LATER, waited, self.leaving)
 
     def _end_as_hang(self) -> None:
-        dump_stacks(f"asked to stop ({self.reason}), but no step ended for {self._grace_seconds:.0f} s")
-        os._exit(EXIT_HANG)
+        reason = f"asked to stop ({self.reason}), but no step ended for {self._grace_seconds:.0f} s"
+        dump_stacks(reason)
+        leave(Exit.HANG, reason, self.leaving)
 
     def _find_request(self) -> str:
         with contextlib.suppress(TimeoutError):
             for number in self._reader.recv(64):
                 if number in STOP_SIGNALS:
                     return signal.Signals(number).name
-        if self._stop_file.exists():
+        if self._stop_file is not None and self._stop_file.exists():
             return "stop file"
         return "deadline" if time.time() >= self._deadline else ""
 
@@ -136,14 +159,21 @@ class HangWatch:
     lock, which a thread that waits in a collective, a stream or a system call has given back.
     """
 
-    def __init__(self, limit_seconds: float, *, dump: Callable[[str], None] = dump_stacks) -> None:
+    def __init__(
+        self,
+        limit_seconds: float,
+        *,
+        dump: Callable[[str], None] = dump_stacks,
+        leaving: Leaving = ignore_leaving,
+    ) -> None:
         """Prepare a watch.
 
         Args:
             limit_seconds: longest time from `start` to the first step, and between two steps.
             dump: shows the stacks of all threads below a sentence.
+            leaving: is told why the process ends.
         """
-        self._limit_seconds, self._dump = limit_seconds, dump
+        self._limit_seconds, self._dump, self._leaving = limit_seconds, dump, leaving
         self._num_steps, self._last = 0, time.monotonic()
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="hang-watch", daemon=True)
@@ -169,8 +199,9 @@ class HangWatch:
         while not self._closed.wait(left):
             left = self._last + self._limit_seconds - time.monotonic()
             if left <= 0:
-                self._dump(self._reason())
-                os._exit(EXIT_HANG)
+                reason = self._reason()
+                self._dump(reason)
+                leave(Exit.HANG, reason, self._leaving)
 
     def _reason(self) -> str:
         began = time.time() - (time.monotonic() - self._last)
@@ -210,7 +241,9 @@ class Heartbeat:
             self._write({**self._facts, "time": time.time()})
 
     def close(self) -> None:
-        """Write a last time and stop."""
+        """Write a last time and stop; once is enough."""
+        if self._stop.is_set():
+            return
         self._stop.set()
         if self._thread.is_alive():
             self._thread.join()
