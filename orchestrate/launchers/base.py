@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from orchestrate.errors import LaunchError
-from orchestrate.runs import RunDir, read_json
+from orchestrate.runs import RunDir
 from ssl_methods import plugins
 
 if TYPE_CHECKING:
@@ -21,28 +22,102 @@ if TYPE_CHECKING:
 SIGNAL_BASE = 128
 
 
+# What a job does for a trial; the job of a later stage has a folder of its own inside the RunDir.
+STAGES = ("pretrain", "evaluate")
+_PREFIX, _EVALUATE = "oc-", "-evaluate"
+
+
 @dataclass(frozen=True)
 class RunSpec:
-    """One attempt at one trial: what a launcher is asked to start."""
+    """One attempt at one trial: what a launcher is asked to start.
+
+    Attributes:
+        trial_id: fingerprint of the trial.
+        run_dir: RunDir of the trial, whatever the stage.
+        attempt: number, from 1; what keeps the job takes the next free one.
+        stage: one of STAGES.
+        exclude: nodes that the job must not get.
+        code: folder whose code the job runs, or None for that of the checkout.
+        sweep: name of the sweep that asks, for people who look at the queue.
+    """
 
     trial_id: str
     run_dir: Path
     attempt: int
+    stage: str = "pretrain"
+    exclude: tuple[str, ...] = ()
+    code: Path | None = None
+    sweep: str = ""
 
     @property
     def name(self) -> str:
-        """Job name, the same for every attempt of a trial."""
-        return job_name(self.trial_id)
+        """Job name, the same for every attempt of a stage of a trial."""
+        return job_name(self.trial_id, self.stage)
+
+    @property
+    def folder(self) -> RunDir:
+        """Absolute folder in which the job leaves its records and logs."""
+        return _stage_folder(RunDir(self.run_dir.absolute()), self.stage)
 
 
-def job_name(trial_id: str) -> str:
-    """Name the job of a trial; a lost job is found again by it."""
-    return f"oc-{trial_id}"
+def job_name(trial_id: str, stage: str = "pretrain") -> str:
+    """Name the job of a stage of a trial; a lost job is found again by it."""
+    return f"{_PREFIX}{trial_id}{_EVALUATE if stage == 'evaluate' else ''}"
 
 
 def trial_of(name: str) -> str:
     """Return the id of the trial whose job has this name."""
-    return name.removeprefix("oc-")
+    return name.removeprefix(_PREFIX).removesuffix(_EVALUATE)
+
+
+def stage_of(name: str) -> str:
+    """Return the stage whose job has this name."""
+    return "evaluate" if name.endswith(_EVALUATE) else "pretrain"
+
+
+def is_job_name(name: str) -> bool:
+    """Tell whether a job of this name may be one of ours."""
+    return name.startswith(_PREFIX)
+
+
+def job_folder(trials: Path, name: str) -> RunDir:
+    """Return the folder of a job's records and logs: the RunDir, or for a later stage a RunDir-like folder in it."""
+    return _stage_folder(RunDir(trials / trial_of(name)), stage_of(name))
+
+
+def _stage_folder(run: RunDir, stage: str) -> RunDir:
+    return run.evaluation if stage == "evaluate" else run
+
+
+def code_environment(spec: RunSpec, cwd: Path, *, python_path: str | None = None) -> dict[str, str]:
+    """Return the variables that make Python take the code of `spec.code`; none if the job runs the checkout's.
+
+    Args:
+        spec: what is started.
+        cwd: folder in which it starts; modules of the user's own lie there.
+        python_path: folders that are searched last; those of this process if None.
+    """
+    if spec.code is None:
+        return {}
+    last = os.environ.get("PYTHONPATH", "") if python_path is None else python_path
+    folders = [str(spec.code.absolute()), str(cwd), *filter(None, last.split(os.pathsep))]
+    # Without PYTHONSAFEPATH `python -m` would look into the current folder, the checkout, before all others.
+    return {"PYTHONPATH": os.pathsep.join(dict.fromkeys(folders)), "PYTHONSAFEPATH": "1"}
+
+
+def worker_environment(cluster: ClusterConfig, spec: RunSpec, cwd: Path) -> dict[str, str]:
+    """Return the variables of every rank that do not depend on the launcher, the user's own last."""
+    resources = cluster.stage_resources(spec.stage)
+    environment = {
+        "ORCHESTRATE_DEVICE": resources.device,
+        "ORCHESTRATE_STAGE": spec.stage if cluster.evaluate else "all",
+        "OMP_NUM_THREADS": str(resources.cpus_per_rank),
+        "PYTHONUNBUFFERED": "1",
+    }
+    if resources.device == "cpu":
+        environment["DS_ACCELERATOR"] = "cpu"
+    own = dict(cluster.environment)
+    return environment | own | code_environment(spec, cwd, python_path=own.get("PYTHONPATH"))
 
 
 @dataclass(frozen=True)
@@ -51,14 +126,17 @@ class LaunchPlan:
 
     Attributes:
         name: job name.
-        run_dir: absolute folder of the trial.
+        run_dir: absolute folder of the job's records and logs: the RunDir, or that of a later stage in it.
         attempt: number of the attempt, from 1.
         command: what each rank runs.
         environment: variables for every rank, added to those of the submitter.
-        ranks: processes to start.
+        ranks: processes to start, on all nodes together.
         cwd: absolute folder in which they start.
         stop_grace_seconds: time to save after a stop request, before SIGKILL; workers give up by themselves at 120.
         kill_grace_seconds: time between SIGTERM and SIGKILL when another rank has failed.
+        stage: what the job does for the trial.
+        nodes: hosts over which the ranks are spread.
+        script: text that a scheduler gets; empty where the launcher starts the ranks itself.
     """
 
     name: str
@@ -70,9 +148,14 @@ class LaunchPlan:
     cwd: Path
     stop_grace_seconds: float = 150.0
     kill_grace_seconds: float = 5.0
+    stage: str = "pretrain"
+    nodes: int = 1
+    script: str = ""
 
     def render(self) -> str:
-        """Write the plan as the shell commands that would do the same."""
+        """Return what the scheduler gets, or write the plan as the shell commands that would do the same."""
+        if self.script:
+            return self.script
         lines = [f"# {self.name}, attempt {self.attempt}: {self.ranks} ranks, logs in {self._logs()}"]
         lines += [f"cd {shlex.quote(str(self.cwd))}"]
         lines += [f"export {key}={shlex.quote(value)}" for key, value in sorted(self.environment.items())]
@@ -111,16 +194,37 @@ class Phase(StrEnum):
 
 
 @dataclass(frozen=True)
+class Verdict:
+    """What a scheduler says of the end of an attempt.
+
+    Attributes:
+        state: its word in capitals, such as NODE_FAIL, without what follows it.
+        source: where the word was read, such as `squeue`.
+        nodes: on which the attempt ran, as far as the scheduler says.
+        started, ended: unix times.
+    """
+
+    state: str
+    source: str
+    nodes: tuple[str, ...] = ()
+    started: float | None = None
+    ended: float | None = None
+
+
+@dataclass(frozen=True)
 class JobState:
     """What a launcher knows of the latest job of a trial.
 
     Attributes:
         phase: where the job is.
-        job: id that `cancel` and `logs` take.
-        attempt: number of the attempt the job was started for.
+        job: id that `cancel`, `release` and `logs` take.
+        attempt: number of the attempt the job was started for; of a queued job the one that it will take.
         evidence: why the launcher says so, in words.
-        exit_code: of the whole job, when FINISHED.
+        exit_code: of the whole job, when FINISHED; None if nobody recorded it.
         ended: unix time, when FINISHED.
+        held: queued, and only waiting for a begin time that a requeue has set: `release` starts it sooner.
+        verdicts: what the scheduler says of attempts that ended, by their numbers; not of all.
+        nodes: where the job runs.
     """
 
     phase: Phase
@@ -129,6 +233,9 @@ class JobState:
     evidence: str
     exit_code: int | None = None
     ended: float | None = None
+    held: bool = False
+    verdicts: Mapping[int, Verdict] = field(default_factory=dict)
+    nodes: tuple[str, ...] = ()
 
     @property
     def live(self) -> bool:
@@ -139,6 +246,14 @@ class JobState:
 class Launcher(Protocol):
     """Start, find, stop and read jobs on one kind of place."""
 
+    @property
+    def poll_seconds(self) -> float:
+        """Time between two questions that the place bears."""
+
+    @property
+    def array_size(self) -> int:
+        """Most jobs that `submit_array` takes at once; 0 if there are no arrays."""
+
     def plan(self, spec: RunSpec) -> LaunchPlan:
         """Decide everything about a submission, doing nothing."""
 
@@ -148,19 +263,37 @@ class Launcher(Protocol):
     def warnings(self, *, parallel: int) -> tuple[str, ...]:
         """Say what will make trials slow, so many at once, but not stop them."""
 
+    def judge(self, plan: LaunchPlan) -> str:
+        """Return what the scheduler would say to a submission; empty where there is none."""
+
     def submit(self, plan: LaunchPlan) -> str:
         """Start a job and return its id.
 
         Raises:
             JobExistsError: a job of the same trial is live, or has used this attempt number.
+            TryLaterError: the place does not answer, or takes no more jobs now.
             LaunchError: it could not be started.
+        """
+
+    def submit_array(self, plans: Sequence[LaunchPlan]) -> list[str]:
+        """Start up to `array_size` jobs of the same shape with one request, and return their ids.
+
+        Raises:
+            TryLaterError, LaunchError: none of them was started; see `submit`.
         """
 
     def poll(self, names: Iterable[str]) -> dict[str, JobState]:
         """Return the state of the latest job of each name; names never submitted are left out."""
 
+    def release(self, jobs: Iterable[str]) -> None:
+        """Start jobs that are `held` as soon as there is room; others are left alone."""
+
     def cancel(self, jobs: Iterable[str]) -> None:
-        """Ask jobs to save and stop; those that have ended already are left alone."""
+        """Ask jobs to save and stop, with no successor; those that have ended already are left alone.
+
+        Raises:
+            TryLaterError: the place does not answer; perhaps nothing was stopped.
+        """
 
     def logs(self, job: str) -> tuple[Path, ...]:
         """Return the log files of a job, rank 0 first."""
@@ -170,99 +303,12 @@ class JobExistsError(LaunchError):
     """Say that the trial has a live job already: ask again who, do not start another."""
 
 
-@dataclass(frozen=True)
-class AttemptRecord:
-    """What the files say about one attempt, whoever launched it.
+class TryLaterError(LaunchError):
+    """Say that the place cannot take a request now: it does not answer, or (`full`) a limit on jobs is reached."""
 
-    Attributes:
-        number: from 1.
-        started, ended: unix times; `ended` is the last sign of life if the end was not recorded.
-        ranks: processes started.
-        exit_code: of the job; None while it runs, or if it was lost.
-        failed_rank: rank whose end decided the exit code.
-        stopped_by: signal that asked the job to stop, such as SIGTERM.
-        checkpoint_before: step of the checkpoint that was there when it started.
-        first_step, last_step: optimizer steps it began and was last seen at; None if training never began.
-    """
-
-    number: int
-    started: float
-    ended: float
-    ranks: int
-    exit_code: int | None
-    failed_rank: int | None = None
-    stopped_by: str | None = None
-    checkpoint_before: int = 0
-    first_step: int | None = None
-    last_step: int | None = None
-
-    @property
-    def seconds(self) -> float:
-        """Wall-clock time from the start of the job to its end."""
-        return max(0.0, self.ended - self.started)
-
-    @property
-    def rank_seconds(self) -> float:
-        """Time of all ranks together, wasted or not."""
-        return self.seconds * self.ranks
-
-
-def jobs_folder(run: RunDir) -> Path:
-    """Folder in which whatever keeps a trial's jobs leaves its records."""
-    return run.path / "jobs"
-
-
-def job_file(run: RunDir, attempt: int) -> Path:
-    """Record of the start of an attempt's job; written by whatever keeps the job."""
-    return jobs_folder(run) / f"{attempt}.start.json"
-
-
-def exit_file(run: RunDir, attempt: int) -> Path:
-    """Record of the end of an attempt's job; written by whatever kept it."""
-    return jobs_folder(run) / f"{attempt}.end.json"
-
-
-def job_numbers(run: RunDir) -> list[int]:
-    """List the attempts that have a job, in order."""
-    return sorted(int(path.name.partition(".")[0]) for path in jobs_folder(run).glob("[0-9]*.start.json"))
-
-
-def attempt_numbers(run: RunDir) -> list[int]:
-    """List the attempts that were started, in order; a worker started by hand counts."""
-    by_hand = (int(path.stem) for path in run.attempts.glob("[0-9]*.json") if path.stem.isdigit())
-    return sorted({*job_numbers(run), *by_hand})
-
-
-def checkpoint_step(run: RunDir) -> int:
-    """Return the optimizer step of the newest checkpoint, 0 without one."""
-    steps = (path.name.rpartition("-")[2] for path in run.checkpoints.glob("step-*"))
-    return max((int(step) for step in steps if step.isdigit()), default=0)
-
-
-def load_attempts(run: RunDir) -> tuple[AttemptRecord, ...]:
-    """Read every attempt of a trial, in order."""
-    return tuple(_load_attempt(run, number) for number in attempt_numbers(run))
-
-
-def _load_attempt(run: RunDir, number: int) -> AttemptRecord:
-    job: dict[str, Any] = read_json(job_file(run, number)) or {}
-    end: dict[str, Any] = read_json(exit_file(run, number)) or {}
-    worker: dict[str, Any] = read_json(run.attempt_file(number)) or {}
-    if not job:
-        end = {"exit_code": worker.get("exit_code")}
-    started = float(job.get("started") or worker.get("started") or worker.get("last_seen") or 0.0)
-    return AttemptRecord(
-        number=number,
-        started=started,
-        ended=float(end.get("ended") or worker.get("last_seen") or started),
-        ranks=int(job.get("ranks") or worker.get("world_size") or 0),
-        exit_code=end.get("exit_code"),
-        failed_rank=end.get("failed_rank"),
-        stopped_by=end.get("stopped_by"),
-        checkpoint_before=int(job.get("checkpoint_step") or worker.get("first_step") or 0),
-        first_step=worker.get("first_step"),
-        last_step=worker.get("last_step"),
-    )
+    def __init__(self, message: str, *, full: bool = False) -> None:
+        super().__init__(message)
+        self.full = full
 
 
 def load_launcher(cluster: ClusterConfig, runs: Path) -> Launcher:

@@ -10,28 +10,26 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from orchestrate.errors import LaunchError
+from orchestrate.launchers.attempts import exit_file, job_file, job_numbers, jobs_folder
 from orchestrate.launchers.base import (
     JobExistsError,
     JobState,
     LaunchPlan,
     Phase,
     RunSpec,
-    exit_file,
-    job_file,
-    job_numbers,
-    jobs_folder,
-    trial_of,
+    job_folder,
+    worker_environment,
 )
 from orchestrate.launchers.supervisor import BUSY, STARTED, is_here, process_start_ticks, sign_of_life
 from orchestrate.runs import RunDir, read_json
 
 if TYPE_CHECKING:
-    from orchestrate.launchers.cluster import ClusterConfig
+    from orchestrate.launchers.cluster import ClusterConfig, Resources
 
 WORKER = (sys.executable, "-m", "orchestrate.worker")
 # A supervisor answers in a fraction of a second; on a crowded host it may wait for a core.
@@ -49,6 +47,9 @@ class LocalLauncher:
         worker: command of a rank, to which the RunDir is added.
     """
 
+    poll_seconds = 0.5
+    array_size = 0
+
     def __init__(self, cluster: ClusterConfig, runs: Path, *, worker: tuple[str, ...] = WORKER) -> None:
         self._cluster = cluster
         self._trials = runs.absolute() / "trials"
@@ -57,45 +58,36 @@ class LocalLauncher:
 
     def plan(self, spec: RunSpec) -> LaunchPlan:
         """Decide everything about a submission, doing nothing."""
-        resources = self._cluster.resources
-        run_dir = spec.run_dir.absolute()
-        rendezvous = jobs_folder(RunDir(run_dir)) / f"{spec.attempt}.rendezvous"
+        resources = self._cluster.stage_resources(spec.stage)
+        cwd = Path.cwd()
+        rendezvous = jobs_folder(spec.folder) / f"{spec.attempt}.rendezvous"
         environment = {
             "WORLD_SIZE": str(resources.ranks),
             "LOCAL_WORLD_SIZE": str(resources.ranks),
             "ORCHESTRATE_RENDEZVOUS": f"file://{rendezvous}",
-            "ORCHESTRATE_DEVICE": resources.device,
             "ORCHESTRATE_ATTEMPT": str(spec.attempt),
-            "OMP_NUM_THREADS": str(resources.cpus_per_rank),
-            "PYTHONUNBUFFERED": "1",
             # Ranks of one host talk over loopback; a host name that does not resolve would stop them.
             "GLOO_SOCKET_IFNAME": "lo",
         }
-        if resources.device == "cpu":
-            environment["DS_ACCELERATOR"] = "cpu"
         return LaunchPlan(
             name=spec.name,
-            run_dir=run_dir,
+            run_dir=spec.folder.path,
             attempt=spec.attempt,
-            command=(*self._worker, str(run_dir)),
-            environment={**environment, **self._cluster.environment},
+            command=(*self._worker, str(spec.run_dir.absolute())),
+            environment=environment | worker_environment(self._cluster, spec, cwd),
             ranks=resources.ranks,
-            cwd=Path.cwd(),
+            cwd=cwd,
+            stage=spec.stage,
         )
 
     def problems(self) -> tuple[str, ...]:
         """Say what this host lacks to run trials as the cluster config asks."""
-        resources, parallel = self._cluster.resources, self._cluster.limits.parallel
-        found = []
-        if resources.nodes != 1:
-            found.append(f"cluster: resources.nodes: {resources.nodes}: the local launcher has one node; write 1")
-        if resources.device == "cuda":
-            gpus = num_visible_gpus()
-            if resources.ranks_per_node > gpus:
-                asked = f"cluster: resources.ranks_per_node: {resources.ranks_per_node}"
-                found.append(f"{asked}: each rank needs its own GPU, {gpus} are visible; write less, or `device: cpu`")
-            if parallel > 1:
-                found.append(f"cluster: limits.parallel: {parallel}: trials would share the same GPUs; write 1")
+        found = list(_resource_problems("resources", self._cluster.resources))
+        if self._cluster.evaluate:
+            found += _resource_problems("evaluate", self._cluster.evaluate)
+        parallel = self._cluster.limits.parallel
+        if self._cluster.resources.device == "cuda" and parallel > 1:
+            found.append(f"cluster: limits.parallel: {parallel}: trials would share the same GPUs; write 1")
         return tuple(found)
 
     def warnings(self, *, parallel: int) -> tuple[str, ...]:
@@ -106,6 +98,10 @@ class LocalLauncher:
             return ()
         asked = f"{_counted(ranks, 'rank')} x {_counted(cpus, 'CPU')} x {_counted(parallel, 'trial')}"
         return (f"{asked} on {_counted(cores, 'core')}: they will slow each other down",)
+
+    def judge(self, plan: LaunchPlan) -> str:
+        """Return nothing: there is no scheduler whom to ask."""
+        return ""
 
     def submit(self, plan: LaunchPlan) -> str:
         """Start a supervisor and return the job's id once it holds the trial.
@@ -136,11 +132,18 @@ class LocalLauncher:
             told = (answer + errors.read().decode(errors="replace")).strip()
         raise LaunchError(f"{plan.name}: the supervisor did not start: {told or 'no answer'}")
 
+    def submit_array(self, plans: Sequence[LaunchPlan]) -> list[str]:
+        """Start jobs one by one."""
+        return [self.submit(plan) for plan in plans]
+
     def poll(self, names: Iterable[str]) -> dict[str, JobState]:
         """Return the state of the latest job of each name; names never submitted are left out."""
         self._children = [child for child in self._children if child.poll() is None]
         states = {name: self._state(name) for name in names}
         return {name: state for name, state in states.items() if state is not None}
+
+    def release(self, jobs: Iterable[str]) -> None:
+        """Do nothing: no job waits."""
 
     def cancel(self, jobs: Iterable[str]) -> None:
         """Ask jobs to save and stop; those that have ended already are left alone."""
@@ -159,10 +162,10 @@ class LocalLauncher:
 
     def _run(self, job: str) -> tuple[RunDir, int]:
         name, _, attempt = job.rpartition(".")
-        return RunDir(self._trials / trial_of(name)), int(attempt)
+        return job_folder(self._trials, name), int(attempt)
 
     def _state(self, name: str) -> JobState | None:
-        run = RunDir(self._trials / trial_of(name))
+        run = job_folder(self._trials, name)
         attempts = job_numbers(run)
         if not attempts:
             return None
@@ -177,6 +180,15 @@ class LocalLauncher:
             return JobState(Phase.FINISHED, job, attempt, f"exit code {code}", exit_code=code, ended=ended)
         phase, evidence = life
         return JobState(phase, job, attempt, evidence)
+
+
+def _resource_problems(section: str, resources: Resources) -> Iterator[str]:
+    if resources.nodes != 1:
+        yield f"cluster: {section}.nodes: {resources.nodes}: the local launcher has one node; write 1"
+    gpus = num_visible_gpus() if resources.device == "cuda" else resources.ranks_per_node
+    if resources.ranks_per_node > gpus:
+        asked = f"cluster: {section}.ranks_per_node: {resources.ranks_per_node}"
+        yield f"{asked}: each rank needs its own GPU, {gpus} are visible; write less, or `device: cpu`"
 
 
 def num_visible_gpus(devices: Path = Path("/dev")) -> int:

@@ -15,28 +15,19 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import IO, Any
 
-from orchestrate.launchers.base import (
-    SIGNAL_BASE,
-    LaunchPlan,
-    Phase,
-    attempt_numbers,
-    checkpoint_step,
-    exit_file,
-    job_file,
-    jobs_folder,
-)
+from orchestrate.exits import SIGNAL_BASE, STOP_SIGNALS, Exit, group_exit_code
+from orchestrate.launchers.attempts import attempt_numbers, checkpoint_step, exit_file, job_file, jobs_folder
+from orchestrate.launchers.base import LaunchPlan, Phase
 from orchestrate.runs import RunDir, write_json
 
 STARTED, BUSY = "started", "busy"
-DIVERGED, PREFLIGHT, HANG, CONTINUE, NO_STORAGE, BAD_INPUT = 88, 87, 86, 75, 74, 2
 COMMAND_NOT_FOUND = 127
 
-_STOP_SIGNALS = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2})
-_WATCHED = _STOP_SIGNALS | {signal.SIGCHLD}
+_WATCHED = STOP_SIGNALS | {signal.SIGCHLD}
 _PR_SET_PDEATHSIG = 1
 # Variables of a surrounding job that would make our ranks join it.
 _FOREIGN_PREFIXES = ("MASTER_", "TORCHELASTIC_", "SLURM_", "SBATCH_", "PMI_", "OMPI_")
@@ -74,42 +65,6 @@ def lock_is_held(run: RunDir) -> bool:
     except BlockingIOError:
         return True
     return False
-
-
-def group_exit_code(codes: Sequence[int], first: Sequence[int], *, stopping: bool) -> int:
-    """Decide the exit code of a job from those of its ranks.
-
-    Args:
-        codes: return code of every rank; negative for a signal.
-        first: those that came before the supervisor asked anyone to end.
-        stopping: whether a person or scheduler asked the job to stop.
-
-    Returns:
-        0 if all are 0. Else 88 or 87 if any rank says so, as no other rank's end causes these; else 86 if it is among
-        the first failures; else 2 or 74 if any rank says so, for the same reason; else the first failure: a signal
-        (128 + its number), then 75, then any other code.
-    """
-    for code in (DIVERGED, PREFLIGHT):
-        if code in codes:
-            return code
-    asked = {0, CONTINUE, *(-number for number in _STOP_SIGNALS)}
-    # A rank that is stopped while it still imports has no handler yet and dies of the signal.
-    if stopping and any(codes) and set(codes) <= asked:
-        return CONTINUE
-    failures = [code for code in first if code] or [code for code in codes if code]
-    if not failures:
-        return 0
-    for code in (BAD_INPUT, NO_STORAGE):
-        if HANG not in failures and code in codes:
-            return code
-    chosen = min(failures, key=_rank_of_failure)
-    return SIGNAL_BASE - chosen if chosen < 0 else chosen
-
-
-def _rank_of_failure(code: int) -> int:
-    if code == HANG:
-        return 0
-    return 1 if code < 0 else 2 if code == CONTINUE else 3
 
 
 class RankGroup:
@@ -175,7 +130,7 @@ class RankGroup:
 
     def _grace_after(self, codes: Iterable[int]) -> float:
         # Ranks that end to be continued leave rank 0 behind, which publishes the checkpoint.
-        only_continue = set(codes) == {CONTINUE}
+        only_continue = set(codes) == {Exit.CONTINUE}
         return self._plan.stop_grace_seconds if only_continue else self._plan.kill_grace_seconds
 
     def _stop(self, number: signal.Signals) -> None:

@@ -86,7 +86,7 @@ def kill(pid: int, number: signal.Signals = signal.SIGKILL) -> None:
 
 def kill_supervisors(runs: Path) -> None:
     """End every job that a test left behind; ranks die with their supervisor."""
-    for path in runs.glob("trials/*/jobs/*.start.json"):
+    for path in runs.glob("trials/**/jobs/*.start.json"):
         record = json.loads(path.read_text())
-        if process_start_ticks(record["pid"]) == record["start_ticks"]:
+        if "pid" in record and process_start_ticks(record["pid"]) == record["start_ticks"]:
             os.kill(record["pid"], signal.SIGKILL)

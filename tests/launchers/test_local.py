@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from orchestrate.errors import LaunchError
-from orchestrate.launchers.base import JobExistsError, LaunchPlan, Phase, RunSpec, load_attempts, load_launcher
+from orchestrate.launchers.attempts import load_attempts
+from orchestrate.launchers.base import JobExistsError, LaunchPlan, Phase, RunSpec, load_launcher
 from orchestrate.launchers.cluster import Resources
 from orchestrate.launchers.local import LocalLauncher, num_visible_gpus
 from orchestrate.launchers.supervisor import process_start_ticks

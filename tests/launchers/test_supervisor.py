@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from orchestrate.exits import group_exit_code
 from orchestrate.launchers.base import LaunchPlan
-from orchestrate.launchers.supervisor import group_exit_code, lock_is_held, rank_environment, take_lock
+from orchestrate.launchers.supervisor import lock_is_held, rank_environment, take_lock
 from orchestrate.runs import RunDir
 
 
@@ -32,6 +33,18 @@ from orchestrate.runs import RunDir
         ([86, -9], [], True, 86),
         ([-9, -9], [], True, 137),
         ([1, 0], [1], True, 1),
+        ([76, 76], [76], False, 76),
+        ([76, 1], [76, 1], False, 1),  # only the loss of a peer is never a cause
+        ([76, -9], [76], False, 137),
+        ([76, -15], [76], False, 76),  # told to end because of the first
+        ([76, 86], [76], False, 86),
+        ([75, 76], [75], False, 75),
+        ([76, 75], [], True, 75),
+        ([76, 76], [], True, 76),  # nobody says that the state is saved
+        ([1, 89], [1], False, 89),
+        ([-9, 89], [-9], False, 89),
+        ([86, 89], [86], False, 86),
+        ([76, 74], [76], False, 74),
     ],
 )
 def test_exit_code_of_a_job_names_the_cause_and_not_its_consequence(
