@@ -36,6 +36,24 @@ def write_trials(path: Path, sweep: Sweep) -> None:
     _write(path, ["trial", *_TRIAL_FIELDS, *axes, *metrics], rows)
 
 
+def write_checkpoints(path: Path, sweep: Sweep) -> None:
+    """Write a row for each checkpoint that was scored, with the swept axes and all metrics; no file for none."""
+    rows = [(trial, checkpoint) for trial in sweep.trials for checkpoint in trial.checkpoints]
+    axes = swept_axes(sweep.trials)
+    metrics = sorted({name for _, checkpoint in rows for name in checkpoint.metrics})
+    cells = [
+        [
+            trial.id,
+            *(plain(axis_value(trial, axis)) for axis in axes),
+            *(_text(value) for value in (checkpoint.step, checkpoint.images, checkpoint.epochs)),
+            *(_text(checkpoint.metrics.get(name)) for name in metrics),
+        ]
+        for trial, checkpoint in rows
+    ]
+    if cells:
+        _write(path, ["trial", *axes, "step", "images", "epochs", *metrics], cells)
+
+
 def write_curves(path: Path, curves: Mapping[str, Sequence[Curve]]) -> None:
     """Write a row for each point of each metric's curves; costs are means over the seeds, margins are paired."""
     header = ["metric", "method", "embed_dim", "variant", "budget", "epochs", "images", "train_seconds", "rank_seconds"]

@@ -34,6 +34,7 @@ def write_report(sweep_dir: Path, trials_dir: Path, out_dir: Path) -> Path:
     curves = {key: build_curves(sweep.trials, key) for key in metrics}
     baselines = {key: build_baselines(sweep.trials, key) for key in metrics}
     csv_files.write_trials(out_dir / "trials.csv", sweep)
+    csv_files.write_checkpoints(out_dir / "checkpoints.csv", sweep)
     csv_files.write_curves(out_dir / "curves.csv", curves)
     csv_files.write_baselines(out_dir / "baselines.csv", baselines)
     # Last: the time of the page tells the next command whether all of the report is newer than the results.

@@ -51,9 +51,11 @@ def _state_order(state: str) -> tuple[int, str]:
 
 
 def _commit(sweep: Sweep) -> str:
-    if sweep.commit is None:
-        return "unknown: the code was not a git checkout"
-    return f"{sweep.commit}{', with changes that were not committed' if sweep.is_dirty else ''}"
+    """Name the commits that trials ran, or that of the command where no trial says."""
+    changes = ", with changes that were not committed"
+    ran = [f"{trial.commit}{changes if trial.is_dirty else ''}" for trial in sweep.trials if trial.commit]
+    asked = [f"{sweep.commit}{changes if sweep.is_dirty else ''}"] if sweep.commit else []
+    return _joined(ran or asked) or "unknown: the code was not a git checkout"
 
 
 def _versions(sweep: Sweep) -> str:

@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from orchestrate.errors import RunDirError
-from orchestrate.launchers.base import SIGNAL_BASE, AttemptRecord, Phase, job_file, load_attempts
-from orchestrate.launchers.supervisor import CONTINUE, DIVERGED, HANG, PREFLIGHT, sign_of_life
+from orchestrate.exits import SIGNAL_BASE, Exit
+from orchestrate.launchers.attempts import AttemptRecord, job_file, load_attempts
+from orchestrate.launchers.base import Phase
+from orchestrate.launchers.supervisor import sign_of_life
 from orchestrate.runs import RunDir, read_json
+from orchestrate.score_files import checkpoint_scores
 
 NOT_STARTED, INTERRUPTED, UNREADABLE = "not started", "interrupted", "unreadable"
 # The order in which states are told: what is finished, what is under way, what is over, what never began.
@@ -21,7 +24,8 @@ STATES = (
     NOT_STARTED,
 )  # fmt: skip
 # What exit codes of a job say of its trial; signals interrupt it, anything else is its failure.
-_EXITS = {0: INTERRUPTED, HANG: INTERRUPTED, PREFLIGHT: INTERRUPTED, CONTINUE: "stopped", DIVERGED: "diverged"}
+_EXITS = {0: INTERRUPTED, Exit.HANG: INTERRUPTED, Exit.PREFLIGHT: INTERRUPTED, Exit.PEER_LOST: INTERRUPTED}
+_EXITS |= {Exit.CONTINUE: "stopped", Exit.DIVERGED: "diverged"}
 CLOSED = frozenset({"done", "diverged", "failed", "cancelled"})  # no more results will come
 
 
@@ -34,12 +38,23 @@ class Objective:
 
 
 @dataclass(frozen=True)
+class CheckpointRow:
+    """What a checkpoint of a trial scored."""
+
+    step: int
+    images: int
+    epochs: float
+    metrics: Mapping[str, float]
+
+
+@dataclass(frozen=True)
 class TrialRow:
     """One trial of a sweep as its RunDir shows it; None where the RunDir does not say.
 
     `metrics` is empty unless the trial is done. `train_seconds` is the wall-clock of the optimizer steps, each counted
     once; `rank_seconds` is that times the ranks. `spent_seconds` and `spent_rank_seconds` are of all attempts from
     start to end, as `orchestrate status` counts them: starting up, steps made twice, probes, lost attempts too.
+    `checkpoints` are those that were scored, in order; `commit` is that of the frozen code the trial ran.
     """
 
     id: str
@@ -60,6 +75,9 @@ class TrialRow:
     num_attempts: int = 0
     metrics: Mapping[str, float] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
+    checkpoints: tuple[CheckpointRow, ...] = ()
+    commit: str | None = None
+    is_dirty: bool = False
 
     @property
     def method(self) -> str:
@@ -187,9 +205,25 @@ def _trial(entry: dict[str, Any], run: RunDir) -> TrialRow:
     row = TrialRow(str(entry["id"]), assignment, entry["config"], state="", total_steps=total_steps)
     row.method, row.embed_dim, row.budget, row.seed, row.backbone  # noqa: B018  fail here, where sweep.json is named
     try:
-        return _observe(row, run)
+        return replace(_observe(row, run), checkpoints=_checkpoints(run), **_code(run))
     except (ValueError, KeyError, TypeError) as error:
         return TrialRow(row.id, row.assignment, row.config, UNREADABLE, note=str(error))
+
+
+def _checkpoints(run: RunDir) -> tuple[CheckpointRow, ...]:
+    return tuple(
+        CheckpointRow(step, int(record["images"]), float(record["epochs"]), _finite_metrics(record["metrics"]))
+        for step, record in checkpoint_scores(run).items()
+    )
+
+
+def _code(run: RunDir) -> dict[str, Any]:
+    code = read_json(run.code_file) or {}
+    return {"commit": code.get("commit"), "is_dirty": bool(code.get("dirty"))}
+
+
+def _finite_metrics(metrics: Mapping[str, Any]) -> dict[str, float]:
+    return {name: float(value) for name, value in metrics.items() if _is_finite(value)}
 
 
 def _observe(row: TrialRow, run: RunDir) -> TrialRow:
@@ -235,7 +269,7 @@ def _done_row(
         world_size=int(done["world_size"]),
         device=str(done["device"]),
         num_attempts=num_attempts,
-        metrics={name: float(value) for name, value in done["metrics"].items() if _is_finite(value)},
+        metrics=_finite_metrics(done["metrics"]),
         versions={name: str(version) for name, version in (done.get("versions") or {}).items()},
     )
 

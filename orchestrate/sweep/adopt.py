@@ -6,12 +6,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from orchestrate.errors import StoreError
-from orchestrate.launchers.base import AttemptRecord, load_launcher
+from orchestrate.launchers.attempts import AttemptRecord
+from orchestrate.launchers.base import load_launcher
 from orchestrate.store import ENDED, SUBMITTED, AttemptRow, Event, Store
+from orchestrate.sweep.causes import cause_of, describe_exit
 from orchestrate.sweep.lease import lease_holder
 from orchestrate.sweep.observe import observe
-from orchestrate.sweep.plan import Observed, assess, cause_of, describe_exit
+from orchestrate.sweep.observed import Observed
 from orchestrate.sweep.record import load_records, record_path, sweep_names
+from orchestrate.sweep.standing import assess
+from orchestrate.sweep.submission import store_key
 
 
 def adopt(runs: Path, store: Store) -> tuple[int, int]:
@@ -30,10 +34,11 @@ def adopt(runs: Path, store: Store) -> tuple[int, int]:
         new_ids = [trial_id for trial_id in record.trial_ids if trial_id not in observed]
         observed |= observe(runs, new_ids, load_launcher(record.cluster_config(), runs))
         for trial_id in new_ids:
-            for attempt in observed[trial_id].attempts:
-                row = AttemptRow(trial_id, attempt.number, record.name, *_end(attempt, observed[trial_id]))
-                rows[trial_id, attempt.number] = row
-    events = [event for trial_id, seen in observed.items() for event in _events(trial_id, seen)]
+            for key, view in _stages(trial_id, observed[trial_id]):
+                for attempt in view.attempts:
+                    row = AttemptRow(key, attempt.number, record.name, *_end(attempt, view))
+                    rows[key, attempt.number] = row
+    events = [event for trial_id, seen in observed.items() for event in _all_events(trial_id, seen)]
     sweeps = [(record.name, record.created, record.trial_ids) for record in records]
     store.rebuild(sweeps, rows.values(), sorted(events, key=lambda event: event.time))
     return len(records), len(observed)
@@ -61,14 +66,26 @@ def _is_running(attempt: AttemptRecord, seen: Observed) -> bool:
     return seen.live and seen.job is not None and seen.job.attempt == attempt.number
 
 
-def _events(trial_id: str, seen: Observed) -> Iterator[Event]:
+def _stages(trial_id: str, seen: Observed) -> Iterator[tuple[str, Observed]]:
+    """Yield the stages of a trial, each under its name in the store."""
+    yield store_key(trial_id, "pretrain"), seen
+    if seen.evaluation is not None:
+        yield store_key(trial_id, "evaluate"), seen.evaluation
+
+
+def _all_events(trial_id: str, seen: Observed) -> Iterator[Event]:
     last = 0.0
-    for attempt in seen.attempts:
-        yield Event(attempt.started, trial_id, attempt.number, SUBMITTED, None, "found in the RunDir")
-        last = attempt.started
-        if not _is_running(attempt, seen):
-            cause = None if attempt.exit_code == 0 else str(cause_of(attempt))
-            yield Event(attempt.ended, trial_id, attempt.number, ENDED, cause, describe_exit(attempt))
-            last = attempt.ended
+    for key, view in _stages(trial_id, seen):
+        for event in _events(key, view):
+            last = max(last, event.time)
+            yield event
     place = assess(seen)
     yield Event(last, trial_id, None, str(place.state), str(place.cause) if place.cause else None, place.reason)
+
+
+def _events(key: str, seen: Observed) -> Iterator[Event]:
+    for attempt in seen.attempts:
+        yield Event(attempt.started, key, attempt.number, SUBMITTED, None, "found in the RunDir")
+        if not _is_running(attempt, seen):
+            cause = None if attempt.exit_code == 0 else str(cause_of(attempt))
+            yield Event(attempt.ended, key, attempt.number, ENDED, cause, describe_exit(attempt))

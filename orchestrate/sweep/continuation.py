@@ -22,7 +22,7 @@ from orchestrate.errors import ConfigError, RunDirError
 from orchestrate.runs import RunDir, sync_folder, write_json, write_text
 from orchestrate.sweep.find import Target
 from orchestrate.sweep.observe import run_dir_of
-from orchestrate.sweep.plan import Observed
+from orchestrate.sweep.observed import Observed
 from orchestrate.sweep.record import SweepRecord, TrialEntry, find_record, git_state
 
 LONGEST_NAME = 64

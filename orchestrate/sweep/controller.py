@@ -3,21 +3,32 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from orchestrate.config.load import dump_yaml
-from orchestrate.errors import LaunchError
-from orchestrate.launchers.base import JobExistsError, Launcher, RunSpec, job_name
-from orchestrate.runs import create_run_dir, write_text
+from orchestrate.launchers.attempts import job_file, verdict_file
+from orchestrate.launchers.base import (
+    JobState,
+    Launcher,
+    Phase,
+    TryLaterError,
+    job_folder,
+    job_name,
+    stage_of,
+    trial_of,
+)
+from orchestrate.runs import RunDir, read_json, write_json
 from orchestrate.store import Event, Store
-from orchestrate.sweep.continuation import bring_beginning
-from orchestrate.sweep.observe import observe, run_dir_of
-from orchestrate.sweep.plan import Cancel, Desired, Observed, Standing, State, Submit, assess, plan, rank_hours
+from orchestrate.sweep.observe import look, run_dir_of
+from orchestrate.sweep.observed import Observed
+from orchestrate.sweep.plan import Cancel, Desired, Release, Submit, plan, why_stalled
 from orchestrate.sweep.record import SweepRecord, TrialEntry, counted
+from orchestrate.sweep.standing import Standing, State, assess
+from orchestrate.sweep.submission import Submitter
 
-POLL_SECONDS = 0.5
+# A place that was full is tried again then, even if no job of ours has ended: others have, or the limit was raised.
+_FULL_FOR_SECONDS = 300.0
 
 
 @dataclass(frozen=True)
@@ -39,7 +50,7 @@ class Pass:
     def finished(self) -> bool:
         """Whether every trial is final and every job has ended."""
         is_final = all(place.state.final for place in self.standing.values())
-        return is_final and not any(seen.live for seen in self.observed.values())
+        return is_final and not any(seen.live_jobs for seen in self.observed.values())
 
     def count(self, state: State) -> int:
         """Count the trials in a state."""
@@ -55,6 +66,7 @@ class Controller:
         launcher: starts and finds jobs.
         store: where intents and events go; the caller holds the lease of the sweep.
         changed: called when a trial's state or its reason is another one than before.
+        say: called with what a person should know about the place, once for each thing.
         clock: unix time.
     """
 
@@ -66,32 +78,38 @@ class Controller:
         store: Store,
         *,
         changed: Callable[[TrialEntry, Standing], None] = lambda trial, place: None,
+        say: Callable[[str], None] = lambda text: None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._record, self._runs, self._launcher, self._store = record, runs, launcher, store
-        self._changed, self._clock = changed, clock
+        self._changed, self._say, self._clock = changed, say, clock
+        self._cluster = record.cluster_config()
         self._trials = {trial.id: trial for trial in record.trials}
+        self._submitter = Submitter(record, runs, launcher, store, clock=clock)
         self._completed: dict[str, Observed] = {}
         self._noted: dict[str, Standing] = {}
-        self._asked_to_stop: set[str] = set()
+        self._asked_to_stop: set[tuple[str, int]] = set()
+        self._verdicts: set[tuple[Path, int]] = set()
+        self._room: tuple[int, float] | None = None
+        self._told: dict[str, str] = {}
 
     def reconcile(self) -> Pass:
         """Make one pass: look, note what changed, act."""
-        observed = self._observe()
+        observed, elsewhere = self._look()
+        now = self._clock()
         standing = {trial_id: assess(seen) for trial_id, seen in observed.items()}
-        self._note(standing)
+        self._write_verdicts(observed)
+        self._note(observed, standing)
         self._close_attempts(observed)
-        desired = Desired(
-            self._record.trial_ids,
-            parallel=self._record.parallel,
-            gpu_hours=float(self._record.limits["gpu_hours"]),
-            elsewhere=self._count_elsewhere(),
-        )
-        actions = plan(desired, observed, self._clock())
+        if self._submitter.is_frozen and not all(place.state.final for place in standing.values()):
+            self._submitter.freeze()
+        desired = self._desire(observed, elsewhere, now)
+        actions = plan(desired, observed, now)
         for action in actions:
-            self._apply(action)
-        num_started = sum(isinstance(action, Submit) for action in actions)
-        return Pass(observed, standing, num_started, _why_stalled(desired, observed, standing))
+            if not isinstance(action, Submit):
+                self._nudge(action, observed[action.trial_id])
+        num_started = self._submit([action for action in actions if isinstance(action, Submit)], observed, elsewhere)
+        return Pass(observed, standing, num_started, why_stalled(desired, observed, now))
 
     def run(self, *, each: Callable[[Pass], None] = lambda _: None, wait: Callable[[float], None] = time.sleep) -> Pass:
         """Reconcile until every trial is final or nothing can be done; `each` sees every pass."""
@@ -100,87 +118,139 @@ class Controller:
             each(current)
             if current.finished or current.stalled:
                 return current
-            wait(POLL_SECONDS)
+            wait(self._launcher.poll_seconds)
 
-    def _observe(self) -> dict[str, Observed]:
+    def _look(self) -> tuple[dict[str, Observed], dict[str, JobState]]:
+        """Ask once for all jobs, then read the files; also return the live jobs of other sweeps by name."""
         open_ids = [trial_id for trial_id in self._trials if trial_id not in self._completed]
-        observed = observe(self._runs, open_ids, self._launcher)
-        self._completed |= {trial_id: seen for trial_id, seen in observed.items() if seen.done and not seen.live}
-        return {trial_id: observed.get(trial_id) or self._completed[trial_id] for trial_id in self._trials}
+        others = [job_name(key) for key in self._store.open_attempts() if trial_of(job_name(key)) not in self._trials]
+        evaluates = self._cluster.evaluate is not None
+        seen, jobs = look(self._runs, open_ids, self._launcher, evaluates=evaluates, others=others)
+        self._tell_silence([job for name, job in jobs.items() if trial_of(name) in self._trials])
+        self._completed |= {trial_id: view for trial_id, view in seen.items() if view.done and not view.live_jobs}
+        whole = {trial_id: seen.get(trial_id) or self._completed[trial_id] for trial_id in self._trials}
+        return whole, {name: jobs[name] for name in others if name in jobs and jobs[name].live}
 
-    def _count_elsewhere(self) -> int:
-        """Count live jobs of other sweeps, which share the cluster's limit."""
-        others = [trial_id for trial_id in self._store.open_attempts() if trial_id not in self._trials]
-        return sum(job.live for job in self._launcher.poll([job_name(trial_id) for trial_id in others]).values())
+    def _desire(self, observed: Mapping[str, Observed], elsewhere: Mapping[str, JobState], now: float) -> Desired:
+        resources, evaluate = self._cluster.resources, self._cluster.evaluate
+        return Desired(
+            self._record.trial_ids,
+            parallel=self._record.parallel,
+            gpu_hours=float(self._record.limits["gpu_hours"]),
+            elsewhere=len(elsewhere),
+            ranks=resources.ranks,
+            evaluate_ranks=evaluate.ranks if evaluate else 0,
+            max_ranks=self._cluster.limits.ranks,
+            elsewhere_ranks=sum(self._ranks_of(name, job) for name, job in elsewhere.items()),
+            room=self._remember_room(_num_live(observed, elsewhere), now),
+            next_look_seconds=self._launcher.poll_seconds,
+        )
 
-    def _note(self, standing: Mapping[str, Standing]) -> None:
+    def _ranks_of(self, name: str, job: JobState) -> int:
+        """Return the ranks of another sweep's job; one that has not begun is taken to be like ours."""
+        record = read_json(job_file(job_folder(self._runs / "trials", name), job.attempt)) or {}
+        return int(record.get("ranks") or self._cluster.resources.ranks)
+
+    def _remember_room(self, num_live: int, now: float) -> int | None:
+        """Return how many jobs the place was found to take, until one of them ends or it may have changed."""
+        if self._room is not None and (num_live < self._room[0] or now - self._room[1] >= _FULL_FOR_SECONDS):
+            self._room = None
+        return self._room[0] if self._room else None
+
+    def _submit(
+        self, submits: Sequence[Submit], observed: Mapping[str, Observed], elsewhere: Mapping[str, JobState]
+    ) -> int:
+        if not submits:
+            return 0
+        came = self._submitter.start(submits)
+        if came.refusal is not None and came.refusal.full:
+            num_live = _num_live(observed, elsewhere) + came.num_started
+            self._room = (num_live, self._clock())
+            self._tell(f"the place takes no more than {num_live} jobs now: {came.refusal}; more follow when one ends")
+        elif came.refusal is not None:
+            self._tell(f"could not submit, will try again: {came.refusal}")
+        else:
+            self._told.clear()
+        return came.num_started
+
+    def _nudge(self, action: Cancel | Release, seen: Observed) -> None:
+        """Ask a job to stop, once, or to start."""
+        try:
+            if isinstance(action, Release):
+                self._launcher.release([action.job])
+                return
+            # Workers act on the first request; asking at every pass would only fill their logs.
+            job = next((action.job, job.attempt) for job in seen.live_jobs if job.job == action.job)
+            if job not in self._asked_to_stop:
+                self._launcher.cancel([action.job])
+                self._asked_to_stop.add(job)
+                self._say(f"{self._trials[action.trial_id].label}: asked to save and stop: {action.reason}")
+        except TryLaterError as error:
+            self._tell(f"could not ask job {action.job}, will try again: {error}")
+
+    def _tell_silence(self, jobs: Sequence[JobState]) -> None:
+        """Say that the launcher has no answer to anything, when that begins."""
+        answers = {job.evidence if job.phase is Phase.UNKNOWN else "" for job in jobs}
+        if answers and "" not in answers:
+            self._tell(f"cannot ask about jobs, so nothing is started: {min(answers)}", about="silence")
+        else:
+            self._told.pop("silence", None)
+
+    def _tell(self, text: str, *, about: str = "") -> None:
+        """Say something about the place, unless it was the last thing said of this kind."""
+        if self._told.get(about or text) is None:
+            self._told[about or text] = text
+            self._say(text)
+
+    def _write_verdicts(self, observed: Mapping[str, Observed]) -> None:
+        """Keep what the scheduler says of ended attempts, which it forgets within minutes."""
+        for trial_id, seen in observed.items():
+            if seen.job is not None and seen.job.verdicts:
+                self._write_verdicts_of(run_dir_of(self._runs, trial_id), seen, seen.job.verdicts)
+            view = seen.evaluation
+            if view is not None and view.job is not None and view.job.verdicts:
+                self._write_verdicts_of(run_dir_of(self._runs, trial_id).evaluation, view, view.job.verdicts)
+
+    def _write_verdicts_of(self, run: RunDir, seen: Observed, said: Collection[int]) -> None:
+        for attempt in seen.attempts:
+            key = (run.path, attempt.number)
+            if attempt.number in said and attempt.verdict is not None and key not in self._verdicts:
+                self._verdicts.add(key)
+                path = verdict_file(run, attempt.number)
+                if not path.exists():
+                    write_json(path, asdict(attempt.verdict) | {"asked": attempt.asked_to_end})
+
+    def _note(self, observed: Mapping[str, Observed], standing: Mapping[str, Standing]) -> None:
+        """Store what is new; that a job could not be asked about is no news of the trial."""
         now = self._clock()
+        known = {trial_id: place for trial_id, place in standing.items() if not _is_silent(observed[trial_id])}
         events = [
             Event(now, trial_id, None, str(place.state), str(place.cause) if place.cause else None, place.reason)
-            for trial_id, place in standing.items()
+            for trial_id, place in known.items()
             if self._noted.get(trial_id) != place
         ]
-        self._noted = dict(standing)
+        self._noted |= known
         if events:
             for event in self._store.record_states(events):
                 self._changed(self._trials[event.trial], standing[event.trial])
 
     def _close_attempts(self, observed: Mapping[str, Observed]) -> None:
-        for trial_id in self._store.open_attempts():
-            seen = observed.get(trial_id)
-            if seen is not None and seen.attempts and not seen.live:
-                last = seen.attempts[-1]
-                self._store.ended(trial_id, last.number, ended=last.ended, exit_code=last.exit_code)
-
-    def _apply(self, action: Submit | Cancel) -> None:
-        if isinstance(action, Submit):
-            self._submit(action)
-        elif action.job not in self._asked_to_stop:
-            # Workers act on the first request; asking at every pass would only fill their logs.
-            self._asked_to_stop.add(action.job)
-            self._launcher.cancel([action.job])
-
-    def _submit(self, action: Submit) -> None:
-        trial, sweep, store = self._trials[action.trial_id], self._record.name, self._store
-        prepare_run_dir(self._runs, trial)
-        store.intend(trial.id, action.attempt, sweep=sweep, now=self._clock(), reason=action.reason)
-        spec = RunSpec(trial.id, run_dir_of(self._runs, trial.id).path, action.attempt)
-        try:
-            job = self._launcher.submit(self._launcher.plan(spec))
-        except LaunchError as error:
-            store.refused(trial.id, action.attempt, sweep=sweep, now=self._clock(), reason=str(error))
-            # If another controller was faster, the next pass sees its job.
-            if not isinstance(error, JobExistsError):
-                raise
-        else:
-            store.submitted(trial.id, action.attempt, job, sweep=sweep, now=self._clock())
+        for key in self._store.open_attempts():
+            name = job_name(key)
+            seen = observed.get(trial_of(name))
+            view = seen.evaluation if seen is not None and stage_of(name) == "evaluate" else seen
+            if view is not None and view.attempts and not view.holds_place:
+                last = view.attempts[-1]
+                self._store.ended(key, last.number, ended=last.ended, exit_code=last.exit_code)
 
 
-def _why_stalled(desired: Desired, observed: Mapping[str, Observed], standing: Mapping[str, Standing]) -> str:
-    """Say why open trials will stay open; empty while something is live, or may be started later."""
-    live = any(seen.live or standing[trial].state is State.RUNNING for trial, seen in observed.items())
-    open_trials = sum(not place.state.final for place in standing.values())
-    spent = rank_hours(observed)
-    if not open_trials or live or not desired.gpu_hours or spent < desired.gpu_hours:
-        return ""
-    return (
-        f"limits.gpu_hours: {desired.gpu_hours:g} allowed, {spent:.2f} spent, {open_trials} trials are open; "
-        "raise the limit in the sweep file and run the same command"
-    )
+def _is_silent(seen: Observed) -> bool:
+    """Tell whether nothing was learned of a trial, not even of a job that may live."""
+    return seen.is_unknown and not seen.may_live
 
 
-def prepare_run_dir(runs: Path, trial: TrialEntry) -> None:
-    """Make the RunDir of a trial with what it begins from, or bring what is no identity in its run.yaml up to date.
-
-    Raises:
-        RunDirError: the folder cannot be written, or what the trial continues is gone.
-    """
-    text = dump_yaml(trial.config)
-    run = create_run_dir(run_dir_of(runs, trial.id).path, text)
-    if run.config_file.read_text() != text:
-        write_text(run.config_file, text)  # other workers, engine or data URLs; the numbers are the same
-    run.stop_file.unlink(missing_ok=True)
-    bring_beginning(runs, trial)
+def _num_live(observed: Mapping[str, Observed], elsewhere: Mapping[str, JobState]) -> int:
+    return sum(seen.num_places for seen in observed.values()) + len(elsewhere)
 
 
 def summary(last: Pass) -> str:
@@ -194,7 +264,7 @@ def summary(last: Pass) -> str:
 
 def unfinished(trials: Iterable[TrialEntry], last: Pass) -> list[str]:
     """Describe the trials that ended without a result, a line each."""
-    bad = (State.FAILED, State.DIVERGED, State.CANCELLED)
+    bad = (State.FAILED, State.DIVERGED, State.HELD, State.CANCELLED)
     return [
         f"{trial.label}: {last.standing[trial.id].state}: {last.standing[trial.id].reason}"
         for trial in trials

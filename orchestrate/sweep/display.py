@@ -13,13 +13,15 @@ from rich.live import Live
 
 from orchestrate.sweep.controller import Pass
 from orchestrate.sweep.observe import done_record, run_dir_of
-from orchestrate.sweep.plan import Standing, State
 from orchestrate.sweep.record import SweepRecord, TrialEntry
+from orchestrate.sweep.standing import Standing, State
 from orchestrate.sweep.status import TrialStatus, objective_value, status_table, sweep_status
 
 # Lines of the live view that are not trials: headline, blanks, header, the log line above.
 _FRAME_LINES = 6
-_MOST_INTERESTING = (State.RUNNING, State.QUEUED, State.INTERRUPTED, State.FAILED, State.DIVERGED)
+_MOST_INTERESTING = (
+    State.RUNNING, State.QUEUED, State.INTERRUPTED, State.TRAINED, State.HELD, State.FAILED, State.DIVERGED,
+)  # fmt: skip
 
 
 class Lines:

@@ -14,10 +14,12 @@ from rich.table import Table
 from rich.text import Text
 
 from orchestrate.launchers.base import Launcher, LaunchPlan, RunSpec
+from orchestrate.sweep.code import code_of, plan_freeze
 from orchestrate.sweep.continuation import first_step
 from orchestrate.sweep.observe import done_record, run_dir_of
-from orchestrate.sweep.plan import Observed, State, assess
-from orchestrate.sweep.record import SweepRecord, counted
+from orchestrate.sweep.observed import Observed
+from orchestrate.sweep.record import SweepRecord, TrialEntry, counted
+from orchestrate.sweep.standing import State, assess, assess_evaluation
 from orchestrate.sweep.status import axis_value
 
 
@@ -46,7 +48,7 @@ def forecast(record: SweepRecord, runs: Path, observed: Mapping[str, Observed]) 
     """
     prices = _prices(record, runs)
     left = [trial for trial in record.trials if not assess(observed[trial.id]).state.final]
-    begun = {trial.id: max(observed[trial.id].checkpoint_step, first_step(trial)) for trial in left}
+    begun = {trial.id: _step_reached(trial, observed[trial.id]) for trial in left}
     steps = {trial.id: max(0, trial.total_steps - begun[trial.id]) for trial in left}
     images = {trial.id: steps[trial.id] * int(trial.config["train"]["global_batch"]) for trial in left}
     hours, basis = None, "no finished trial to price from"
@@ -56,6 +58,10 @@ def forecast(record: SweepRecord, runs: Path, observed: Mapping[str, Observed]) 
         hours = sum(images[trial.id] * each[trial.id] for trial in left) / 3600
         basis = f"measured on {counted(sum(len(of_kind) for of_kind in prices.values()), 'finished trial')}"
     return Forecast(len(left), sum(steps.values()), sum(images.values()), hours, basis)
+
+
+def _step_reached(trial: TrialEntry, seen: Observed) -> int:
+    return trial.total_steps if seen.trained else max(seen.checkpoint_step, first_step(trial))
 
 
 def _prices(record: SweepRecord, runs: Path) -> dict[tuple[Any, ...], list[float]]:
@@ -87,8 +93,13 @@ def _launch_plan(
         return None
     due = [trial for trial in record.trials if assess(observed[trial.id]).next_attempt]
     trial = due[0] if due else record.trials[0]
-    attempt = assess(observed[trial.id]).next_attempt or 1
-    return launcher.plan(RunSpec(trial.id, run_dir_of(runs, trial.id).path, attempt))
+    seen, stage = observed[trial.id], "pretrain"
+    if seen.trained and record.cluster_config().evaluate is not None:
+        stage = "evaluate"
+    attempt = (assess_evaluation(seen) if stage == "evaluate" else assess(seen)).next_attempt or 1
+    run = run_dir_of(runs, trial.id)
+    code = (code_of(run) or plan_freeze(runs)).path if record.cluster_config().code == "frozen" else None
+    return launcher.plan(RunSpec(trial.id, run.path, attempt, stage=stage, code=code, sweep=record.name))
 
 
 @dataclass(frozen=True)
@@ -99,6 +110,7 @@ class Outlook:
         record, observed: what is wanted and what is there.
         left: what it would still cost.
         launch: how the next trial would be started.
+        verdict: what the scheduler would say to that; empty where there is none.
         problems: for which the sweep could not be started now.
         warnings: what would make it slow.
     """
@@ -107,6 +119,7 @@ class Outlook:
     observed: Mapping[str, Observed]
     left: Forecast
     launch: LaunchPlan | None
+    verdict: str
     problems: Sequence[str]
     warnings: Sequence[str]
 
@@ -117,7 +130,9 @@ def look_ahead(
     """Work out what a sweep would do."""
     left = forecast(record, runs, observed)
     warnings = launcher.warnings(parallel=min(record.parallel, left.trials)) if left.trials else ()
-    return Outlook(record, observed, left, _launch_plan(record, runs, observed, launcher), problems, warnings)
+    launch = _launch_plan(record, runs, observed, launcher)
+    verdict = launcher.judge(launch) if launch else ""
+    return Outlook(record, observed, left, launch, verdict, problems, warnings)
 
 
 def plan_json(outlook: Outlook) -> dict[str, Any]:
@@ -139,6 +154,7 @@ def plan_json(outlook: Outlook) -> dict[str, Any]:
         "parallel": record.parallel,
         "left": asdict(outlook.left),
         "launch": json.loads(launch.to_json()) if launch else None,
+        "scheduler": outlook.verdict,
         "problems": list(outlook.problems),
         "warnings": list(outlook.warnings),
     }
@@ -164,6 +180,7 @@ def plan_view(outlook: Outlook) -> RenderableType:
         Text(f"\nleft: {counted(left.trials, 'trial')}, {left.steps:,} steps, {left.images:,} images; {price}"),
         Text("\nhow a trial is started", style="bold"),
         Text(outlook.launch.render() if outlook.launch else "no trial"),
+        *([Text(f"\nthe scheduler says: {outlook.verdict}")] if outlook.verdict else []),
         *(Text(f"warning: {warning}", style="yellow") for warning in outlook.warnings),
         *([Text("\ncannot be started yet", style="bold red")] if outlook.problems else []),
         *(Text(problem) for problem in outlook.problems),

@@ -9,16 +9,84 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
-from orchestrate.launchers.base import Launcher
+from orchestrate.errors import RunDirError
+from orchestrate.launchers.base import Launcher, TryLaterError
 from orchestrate.runs import RunDir, write_json
 from orchestrate.sweep.observe import observe, resumed_file, run_dir_of
-from orchestrate.sweep.plan import Cause, Observed, State, assess
+from orchestrate.sweep.observed import Observed
 from orchestrate.sweep.record import TrialEntry
+from orchestrate.sweep.standing import State, assess
 
 # runs, trials, what was seen of them -> the trials that will be started again
 Forgive = Callable[[Path, Iterable[TrialEntry], Mapping[str, Observed]], list[TrialEntry]]
 
-_LOOK_EVERY_SECONDS = 0.2
+# A scheduler bears a question every few seconds while a person waits for the answer.
+_LOOK_AT_LEAST_EVERY_SECONDS = 2.0
+# Workers give up saving after two minutes, and schedulers take their time to kill.
+LONGEST_MOVE_SECONDS = 600.0
+_TELL_EVERY_SECONDS = 15.0
+
+
+class Stopping:
+    """Jobs that are asked to save and stop, those that start meanwhile too, and watched until they have.
+
+    Args:
+        runs: folder with `trials/`.
+        trials: whose jobs.
+        launcher: of the place where the jobs are.
+        stopped: called for each trial once none of its jobs lives; with whether one had to be asked.
+        wait: pauses between looks.
+    """
+
+    def __init__(
+        self,
+        runs: Path,
+        trials: Iterable[TrialEntry],
+        launcher: Launcher,
+        *,
+        stopped: Callable[[TrialEntry, Observed, bool], None],
+        wait: Callable[[float], None],
+    ) -> None:
+        self._runs, self._launcher, self._stopped, self._wait = runs, launcher, stopped, wait
+        self._asked: dict[str, set[tuple[str, int]]] = {}
+        self._seen: dict[str, Observed] = {}
+        self.open = {trial.id: trial for trial in trials}
+
+    def watch(self, seconds: float) -> None:
+        """Look and ask at least once, and as long as it takes or is wanted; `open` is what still lives then.
+
+        Raises:
+            TryLaterError: the place does not answer to the request.
+        """
+        pause = min(self._launcher.poll_seconds, _LOOK_AT_LEAST_EVERY_SECONDS)
+        deadline = time.monotonic() + seconds
+        while self.open:
+            self._look()
+            if not self.open or time.monotonic() >= deadline:
+                return
+            self._wait(pause)
+
+    def _look(self) -> None:
+        for trial_id, seen in observe(self._runs, self.open, self._launcher).items():
+            self._seen[trial_id] = seen
+            live = {(job.job, job.attempt) for job in seen.live_jobs}
+            news = live - self._asked.get(trial_id, set())
+            if news:
+                self._launcher.cancel(sorted(job for job, _ in news))
+                self._asked[trial_id] = live
+            elif not live and not _silence(seen):
+                self._stopped(self.open.pop(trial_id), seen, trial_id in self._asked)
+
+    def why_open(self, trial_id: str) -> str:
+        """Say what a trial that is `open` waits for."""
+        silence = _silence(self._seen[trial_id])
+        return f"nobody can tell whether it has a job: {silence}" if silence else "its job is still saving"
+
+
+def _silence(seen: Observed) -> str:
+    """Say why the launcher knows nothing of a job of the trial; empty if it knows."""
+    views = (seen, seen.evaluation)
+    return next((view.job.evidence for view in views if view and view.job and view.is_unknown), "")
 
 
 def cancel_trials(
@@ -30,60 +98,80 @@ def cancel_trials(
     say: Callable[[str], None],
     wait: Callable[[float], None] = time.sleep,
 ) -> int:
-    """Mark trials as cancelled, ask their jobs to save and stop, and watch them do it for a while.
+    """Mark trials as cancelled, ask their jobs of every stage to save and stop, and watch them do it for a while.
 
-    A trial that is done stays done. The mark comes first, so that no controller starts the trial again.
+    A trial that is done stays done. The mark comes first, so that no controller, and no job, starts the trial again.
 
     Returns:
         Number of trials that are now cancelled.
+
+    Raises:
+        TryLaterError: the jobs could not be asked; the marks stay.
     """
     by_id = {trial.id: trial for trial in trials}
     for trial_id, seen in observe(runs, by_id, launcher).items():
         if seen.done:
-            say(f"{by_id[trial_id].label}: is done already; left as it is")
-            continue
-        write_json(run_dir_of(runs, trial_id).cancelled_file, {"time": time.time(), "by": _who()})
-    # Looked at again: a controller may have started a job before it could see the mark.
-    seen_after = observe(runs, by_id, launcher)
-    live = {trial_id for trial_id, seen in seen_after.items() if _is_stopping(seen)}
-    launcher.cancel([seen.job.job for seen in seen_after.values() if seen.job is not None and _is_stopping(seen)])
-    for trial_id in [trial_id for trial_id, seen in seen_after.items() if seen.cancelled and trial_id not in live]:
-        say(f"{by_id[trial_id].label}: cancelled; it was not running")
-    _watch_stopping(runs, {trial_id: by_id[trial_id] for trial_id in live}, launcher, patience_seconds, say, wait)
-    return sum(seen.cancelled and not seen.done for seen in seen_after.values())
+            say(f"{by_id.pop(trial_id).label}: is done already; left as it is")
+        else:
+            write_json(run_dir_of(runs, trial_id).cancelled_file, {"time": time.time(), "by": _who()})
+    num_done = 0
+
+    def stopped(trial: TrialEntry, seen: Observed, was_asked: bool) -> None:
+        nonlocal num_done
+        num_done += seen.done
+        saved = f"checkpoint at step {seen.checkpoint_step}" if seen.checkpoint_step else "no checkpoint yet"
+        say(
+            f"{trial.label}: "
+            + ("was done first" if seen.done else f"cancelled; {saved if was_asked else 'it was not running'}")
+        )
+
+    stopping = Stopping(runs, by_id.values(), launcher, stopped=stopped, wait=wait)
+    try:
+        stopping.watch(patience_seconds)
+    except TryLaterError as error:
+        raise TryLaterError(f"{error}; the trials are marked, the same command again stops their jobs") from error
+    for trial in stopping.open.values():
+        say(f"{trial.label}: cancelled; {stopping.why_open(trial.id)}; `orchestrate status` shows when it has stopped")
+    return len(by_id) - num_done
 
 
-def _is_stopping(seen: Observed) -> bool:
-    return seen.cancelled and not seen.done and seen.live
-
-
-def _watch_stopping(
+def move_away(
     runs: Path,
-    live: Mapping[str, TrialEntry],
+    trials: Iterable[TrialEntry],
     launcher: Launcher,
-    patience_seconds: float,
+    *,
     say: Callable[[str], None],
-    wait: Callable[[float], None],
+    patience_seconds: float = LONGEST_MOVE_SECONDS,
+    wait: Callable[[float], None] = time.sleep,
 ) -> None:
-    deadline = time.monotonic() + patience_seconds
-    while live and time.monotonic() < deadline:
-        seen = observe(runs, live, launcher)
-        for trial_id in [trial_id for trial_id in live if not _is_stopping(seen[trial_id])]:
-            saved = f"checkpoint at step {seen[trial_id].checkpoint_step}"
-            say(
-                f"{live[trial_id].label}: cancelled; {saved if seen[trial_id].checkpoint_step else 'no checkpoint yet'}"
-            )
-        live = {trial_id: trial for trial_id, trial in live.items() if _is_stopping(seen[trial_id])}
-        if live:
-            wait(_LOOK_EVERY_SECONDS)
-    for trial in live.values():
-        say(f"{trial.label}: cancelled; its job is still saving, `orchestrate status` shows when it has stopped")
+    """Ask the jobs of trials to save and stop where they are, and wait until none lives, so that another place goes on.
+
+    Raises:
+        RunDirError: one does not stop, or nobody can tell.
+        TryLaterError: the place does not answer to the request.
+    """
+
+    def stopped(trial: TrialEntry, seen: Observed, was_asked: bool) -> None:
+        if was_asked:
+            say(f"{trial.label}: has stopped where it was; its newest checkpoint is of step {seen.checkpoint_step}")
+
+    stopping = Stopping(runs, trials, launcher, stopped=stopped, wait=wait)
+    began, at_once = time.monotonic(), min(_TELL_EVERY_SECONDS, patience_seconds)
+    stopping.watch(at_once)
+    while stopping.open:
+        waited = time.monotonic() - began
+        told = [f"{trial.label}: {stopping.why_open(trial.id)}" for trial in stopping.open.values()]
+        if waited > patience_seconds:
+            problem = "not moved, as jobs under the cluster file of before do not stop"
+            raise RunDirError("\n".join([*told, f"{problem}; `orchestrate resume` without --cluster goes on there"]))
+        say(f"waiting for jobs to stop where they are ({waited:.0f} s): {'; '.join(told)}")
+        stopping.watch(at_once)
 
 
 def forgive_trials(
     runs: Path, trials: Iterable[TrialEntry], observed: Mapping[str, Observed], *, diverged_too: bool
 ) -> list[TrialEntry]:
-    """Take up again trials that were cancelled, failed or (if asked) diverged: earlier attempts no longer count.
+    """Take up again trials that were cancelled, held, failed or (if asked) diverged: earlier attempts no longer count.
 
     Also gives up a job whose host cannot be asked any more. Checkpoints stay; training goes on from them.
 
@@ -106,7 +194,7 @@ def forgive_machine_faults(
 ) -> list[TrialEntry]:
     """Give trials that a machine let down a fresh set of retries; a person who types the command again asks for that.
 
-    User errors, cancelled and diverged trials stay as they are: they need `orchestrate resume`.
+    User errors, cancelled, held and diverged trials stay as they are: they need `orchestrate resume`.
 
     Returns:
         The trials that had no retries left, and will be started again.
@@ -114,7 +202,8 @@ def forgive_machine_faults(
     again = []
     for trial in trials:
         place = assess(observed[trial.id])
-        if place.state in (State.FAILED, State.INTERRUPTED) and place.cause not in (None, Cause.USER_ERROR):
+        is_over = place.state in (State.FAILED, State.INTERRUPTED) and not observed[trial.id].is_unknown
+        if is_over and place.cause is not None and place.cause.by_machine:
             _forgive(run_dir_of(runs, trial.id), observed[trial.id])
             if place.state is State.FAILED:
                 again.append(trial)
@@ -126,7 +215,7 @@ def _needs_forgiving(seen: Observed, *, diverged_too: bool) -> bool:
     if state is State.RUNNING:
         # Cancelled but still saving, or running on a host that cannot be asked.
         return seen.cancelled or not seen.live
-    return state in (State.CANCELLED, State.FAILED) or (state is State.DIVERGED and diverged_too)
+    return state in (State.CANCELLED, State.HELD, State.FAILED) or (state is State.DIVERGED and diverged_too)
 
 
 def _forgive(run: RunDir, seen: Observed) -> None:

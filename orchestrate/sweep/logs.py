@@ -1,35 +1,123 @@
-"""Find the log that a user wants to read."""
+"""Find and follow the logs that a user wants to read."""
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
-from orchestrate.errors import RunDirError
-from orchestrate.launchers.base import Launcher, attempt_numbers, job_name
-from orchestrate.sweep.observe import run_dir_of
+from orchestrate.errors import ConfigError, RunDirError
+from orchestrate.launchers.attempts import attempt_numbers, job_file
+from orchestrate.launchers.base import Launcher, Phase, job_folder, job_name
+from orchestrate.runs import RunDir, read_json
 from orchestrate.sweep.record import TrialEntry
+from orchestrate.sweep.tail import follow, last_lines
+
+ALL, JOB = "all", "job"
 
 
-def find_log(runs: Path, trial: TrialEntry, *, attempt: int, rank: int) -> Path:
-    """Return the log of a rank of an attempt; 0 is the last attempt.
+@dataclass(frozen=True)
+class Log:
+    """A log file: the attempt it is of, and its name among those of the attempt, such as the rank."""
+
+    attempt: int
+    name: str
+    path: Path
+
+
+class TrialLogs:
+    """The logs of a trial that a person asked for.
+
+    Args:
+        runs: folder with `trials/`.
+        trial: whose logs.
+        stage: `pretrain` or `evaluate`.
+        rank: a number, `all`, or `job` for what launcher and scheduler wrote.
+        attempt: its number; 0 is the last, and those that follow it.
 
     Raises:
-        RunDirError: there is none; the message says which there are.
+        ConfigError: there is no such rank.
+        RunDirError: there is no such log; the message says which there are.
     """
-    run = run_dir_of(runs, trial.id)
-    numbers = attempt_numbers(run)
-    if not numbers:
-        raise RunDirError(f"{trial.label}: was never started, so it has no log")
-    chosen = attempt or numbers[-1]
-    path = run.log_file(chosen, rank)
-    if path.exists():
-        return path
-    there = sorted(str(log.relative_to(run.path)) for log in run.path.glob("logs/attempt-*/*.log"))
-    raise RunDirError(f"{path}: no such log; there are: {', '.join(there) or 'none'}")
+
+    def __init__(self, runs: Path, trial: TrialEntry, *, stage: str, rank: str, attempt: int) -> None:
+        if rank not in (ALL, JOB) and not rank.isdecimal():
+            raise ConfigError(f"--rank {rank}: write the number of a rank, {ALL}, or {JOB} for the log of its job")
+        self._name = job_name(trial.id, stage)
+        self._folder = job_folder(runs / "trials", self._name)
+        self._rank, self._attempt = rank, attempt
+        numbers = attempt_numbers(self._folder)
+        if not numbers:
+            never = "was never started" if stage == "pretrain" else "has no job that only evaluates"
+            raise RunDirError(f"{trial.label}: {never}, so it has no log")
+        # The last attempt may have begun a moment ago and have none yet.
+        wanted = (attempt,) if attempt else tuple(reversed(numbers))
+        self._first = next((number for number in wanted if self._logs_of(number)), 0)
+        if not self._first:
+            there = sorted(str(log.relative_to(self._folder.path)) for log in self._folder.path.glob("logs/**/*.log"))
+            asked = self._folder.log_file(wanted[0], 0).with_name(f"rank-{rank}.log")
+            raise RunDirError(f"{asked}: no such log; there are: {', '.join(there) or 'none'}")
+
+    def last_lines(self, count: int) -> Iterator[str]:
+        """Yield the end of each log; `follow` goes on from there."""
+        logs = self._logs_of(self._first)
+        self._read_up_to = {log.path: log.path.stat().st_size for log in logs}
+        for log in logs:
+            for line in last_lines(log.path, count, up_to=self._read_up_to[log.path]):
+                yield self._told(log, line)
+
+    def follow(self, launcher: Launcher, *, wait: Callable[[float], None] = time.sleep) -> Iterator[str]:
+        """Yield what is added after `last_lines`, of new ranks and later attempts too, while the trial has a job."""
+        attempt, found = self._first, dict[Path, Log]()
+
+        def find() -> list[Path]:
+            found.update({log.path: log for log in self._logs_now()})
+            return list(found)
+
+        is_growing = liveness(launcher, self._name)
+        for path, line in follow(find, read_up_to=self._read_up_to, is_growing=is_growing, wait=wait):
+            if found[path].attempt > attempt:
+                attempt = found[path].attempt
+                yield f"--- attempt {attempt}"
+            yield self._told(found[path], line)
+
+    def _told(self, log: Log, line: str) -> str:
+        return f"[{log.name}] {line}" if self._rank in (ALL, JOB) else line
+
+    def _logs_now(self) -> Iterator[Log]:
+        numbers = [self._first] if self._attempt else attempt_numbers(self._folder)
+        for number in numbers:
+            if number >= self._first:
+                yield from self._logs_of(number)
+
+    def _logs_of(self, attempt: int) -> list[Log]:
+        folder = self._folder.log_file(attempt, 0).parent
+        if self._rank == JOB:
+            paths = [folder / "supervisor.log", folder / "srun.log", *_scheduler_logs(self._folder, attempt)]
+            return [Log(attempt, path.stem, path) for path in paths if path.exists()]
+        ranks = (path.stem.removeprefix("rank-") for path in folder.glob("rank-*.log"))
+        chosen = sorted((rank for rank in ranks if self._rank in (ALL, rank)), key=int)
+        return [Log(attempt, rank, folder / f"rank-{rank}.log") for rank in chosen]
 
 
-def job_is_live(launcher: Launcher, trial: TrialEntry) -> bool:
-    """Tell whether the trial has a job that may still write."""
-    name = job_name(trial.id)
-    state = launcher.poll([name]).get(name)
-    return state is not None and state.live
+def _scheduler_logs(folder: RunDir, attempt: int) -> list[Path]:
+    """Return what the scheduler's script wrote; a job that runs several times has one file for all of its attempts."""
+    job = (read_json(job_file(folder, attempt)) or {}).get("job")
+    return [folder.path / "logs" / f"slurm-{job}.log"] if job else []
+
+
+def liveness(launcher: Launcher, name: str, *, clock: Callable[[], float] = time.monotonic) -> Callable[[], bool]:
+    """Make a question whether a job may still write, which bothers the launcher no more often than it bears."""
+    asked, answer = -float("inf"), True
+
+    def may_write() -> bool:
+        nonlocal asked, answer
+        if clock() - asked >= launcher.poll_seconds:
+            state = launcher.poll([name]).get(name)
+            # A launcher that cannot say is no sign of an end.
+            answer = state is not None and (state.live or state.phase is Phase.UNKNOWN)
+            asked = clock()
+        return answer
+
+    return may_write

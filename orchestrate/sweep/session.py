@@ -16,7 +16,6 @@ from orchestrate.sweep.controller import Controller, Pass, summary, unfinished
 from orchestrate.sweep.interventions import Forgive, forgive_machine_faults
 from orchestrate.sweep.lease import lease
 from orchestrate.sweep.observe import observe
-from orchestrate.sweep.plan import Standing, State
 from orchestrate.sweep.preflight import check_start
 from orchestrate.sweep.record import (
     SweepRecord,
@@ -27,6 +26,7 @@ from orchestrate.sweep.record import (
     save_record,
     sweep_names,
 )
+from orchestrate.sweep.standing import Standing, State
 
 # sweep folder, trials folder -> the page
 WriteReport = Callable[[Path, Path], Path]
@@ -92,7 +92,8 @@ class Session:
             for mercy in (forgive, None if once else forgive_machine_faults):
                 if mercy is not None:
                     self._take_up(record, mercy)
-            controller = Controller(record, self.runs, self.launcher, store, changed=self.display.changed)
+            show = self.display
+            controller = Controller(record, self.runs, self.launcher, store, changed=show.changed, say=show.line)
             if once:
                 last = controller.reconcile()
                 self.display.looked(last)
@@ -101,7 +102,8 @@ class Session:
             return self._conclude(record, last, is_new=is_new, once=once)
 
     def _take_up(self, record: SweepRecord, forgive: Forgive) -> None:
-        observed = observe(self.runs, record.trial_ids, self.launcher)
+        evaluates = record.cluster_config().evaluate is not None
+        observed = observe(self.runs, record.trial_ids, self.launcher, evaluates=evaluates)
         for trial in forgive(self.runs, record.trials, observed):
             self.display.line(f"{trial.label}: taken up again")
 

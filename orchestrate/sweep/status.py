@@ -14,17 +14,22 @@ from rich.table import Table
 from rich.text import Text
 
 from orchestrate.runs import read_json
+from orchestrate.score_files import checkpoint_scores
+from orchestrate.sweep.ledger import Ledger, add_up
 from orchestrate.sweep.observe import done_record, run_dir_of
-from orchestrate.sweep.plan import Observed, State, assess
+from orchestrate.sweep.observed import Observed, ledger_of
 from orchestrate.sweep.record import SweepRecord, TrialEntry, counted
+from orchestrate.sweep.standing import State, assess
 
 _COLOURS = {
     State.COMPLETED: "green",
     State.RUNNING: "cyan",
     State.QUEUED: "cyan",
     State.INTERRUPTED: "yellow",
+    State.TRAINED: "cyan",
     State.FAILED: "bold red",
     State.DIVERGED: "magenta",
+    State.HELD: "bold yellow",
     State.CANCELLED: "dim",
     State.PENDING: "dim",
 }
@@ -50,8 +55,9 @@ class TrialStatus:
         images_per_second, data_wait_percent, loss, eta_seconds: from the heartbeat, or the whole training when done.
         step_seconds_p50, step_seconds_p95: times of the last steps, while a job is live.
         peak_memory_gb: most that the main rank has held, on its GPU if it has one, while a job is live.
-        attempts: jobs started; rank_hours: what they cost, lost ones too.
+        attempts: jobs started; rank_hours: what they cost, lost ones too; hours: what of it bought what.
         value: the sweep's objective, when done; metrics: all numbers, when done.
+        milestones: numbers of checkpoints that were scored, by their steps.
     """
 
     id: str
@@ -72,8 +78,10 @@ class TrialStatus:
     peak_memory_gb: float | None = None
     attempts: int = 0
     rank_hours: float = 0.0
+    hours: Ledger = field(default_factory=Ledger)
     value: float | None = None
     metrics: Mapping[str, float] = field(default_factory=dict)
+    milestones: Mapping[int, Mapping[str, float]] = field(default_factory=dict)
 
 
 def sweep_status(record: SweepRecord, runs: Path, observed: Mapping[str, Observed]) -> list[TrialStatus]:
@@ -89,6 +97,7 @@ def trial_status(trial: TrialEntry, runs: Path, seen: Observed, metric: str) -> 
     done = done_record(run) or {}
     beat = read_json(run.status_file) or {}
     place = assess(seen)
+    hours = ledger_of(seen).rounded()
     metrics = {str(key): float(value) for key, value in (done.get("metrics") or {}).items() if value is not None}
     facts = _facts_of_done(done) if done else _facts_of_heartbeat(beat, live=place.state is State.RUNNING)
     return TrialStatus(
@@ -98,10 +107,12 @@ def trial_status(trial: TrialEntry, runs: Path, seen: Observed, metric: str) -> 
         reason=place.reason,
         cause=str(place.cause) if place.cause else None,
         total_steps=trial.total_steps,
-        attempts=len(seen.attempts),
-        rank_hours=round(sum(attempt.rank_seconds for attempt in seen.attempts) / 3600, 6),
+        attempts=sum(attempt.has_begun for attempt in seen.attempts),
+        rank_hours=round(hours.total, 6),
+        hours=hours,
         value=objective_value(metrics, metric),
         metrics=metrics,
+        milestones={step: scores["metrics"] for step, scores in checkpoint_scores(run).items()},
         **facts,
     )
 
@@ -144,6 +155,7 @@ def status_json(record: SweepRecord, rows: Sequence[TrialStatus]) -> dict[str, A
         "objective": record.objective,
         "counts": {state: count for state, count in counts.items() if count},
         "rank_hours": round(sum(row.rank_hours for row in rows), 6),
+        "hours": asdict(add_up(row.hours for row in rows).rounded()),
         "trials": [asdict(row) for row in rows],
     }
 
@@ -151,13 +163,16 @@ def status_json(record: SweepRecord, rows: Sequence[TrialStatus]) -> dict[str, A
 def status_table(record: SweepRecord, rows: Sequence[TrialStatus], *, limit: int | None = None) -> RenderableType:
     """Draw the trials of a sweep, at most `limit`, with the progress of the whole above.
 
-    Times of steps and memory are shown if a running trial tells them and there is room.
+    If there is room, times of steps and memory are shown where a running trial tells them, and hours with the part of
+    them that bought nothing where a trial needed several attempts.
     """
     shown = rows[:limit]
     metric = record.objective["metric"]
-    tables = [_table(shown, metric, details=False)]
-    if any(row.step_seconds_p50 is not None for row in shown):
-        tables.insert(0, _table(shown, metric, details=True))
+    waste = any(row.attempts > 1 for row in shown)
+    details = any(row.step_seconds_p50 is not None for row in shown)
+    choices = [(True, True), (True, False), (False, True), (False, False)]
+    fitting = [choice for choice in choices if choice[0] <= waste and choice[1] <= details]
+    tables = [_table(shown, metric, waste=has_waste, details=has_details) for has_waste, has_details in fitting]
     more = [f"... and {len(rows) - limit} more"] if limit is not None and len(rows) > limit else []
     removed = [f"no longer in the sweep, but kept: {counted(len(record.removed), 'trial')}"] if record.removed else []
     return Group(_headline(record, rows), "", _FirstThatFits(tables), *more, *removed)
@@ -177,7 +192,7 @@ class _FirstThatFits:
         yield next(fitting, self._tables[-1])
 
 
-def _table(rows: Sequence[TrialStatus], metric: str, *, details: bool) -> Table:
+def _table(rows: Sequence[TrialStatus], metric: str, *, waste: bool, details: bool) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold", expand=False)
     axes = _axes(rows)
     for title in ("trial", *(axis.rpartition(".")[2] for axis in axes), "state"):
@@ -186,6 +201,7 @@ def _table(rows: Sequence[TrialStatus], metric: str, *, details: bool) -> Table:
         "step",
         "images/s",
         "wait",
+        *(("attempts", "rank-hours", "lost") if waste else ()),
         *(("s/step p50", "p95", "memory") if details else ()),
         "loss",
         "ETA",
@@ -194,7 +210,7 @@ def _table(rows: Sequence[TrialStatus], metric: str, *, details: bool) -> Table:
         table.add_column(title, justify="right", no_wrap=True)
     for row in rows:
         assigned = (axis_value(row.assignment.get(axis, "")) for axis in axes)
-        table.add_row(row.id[:8], *assigned, *_cells(row, details=details))
+        table.add_row(row.id[:8], *assigned, *_cells(row, waste=waste, details=details))
     return table
 
 
@@ -207,14 +223,19 @@ def _axes(rows: Sequence[TrialStatus]) -> list[str]:
     return list(dict.fromkeys(axis for row in rows for axis in row.assignment))
 
 
-def _cells(row: TrialStatus, *, details: bool) -> list[RenderableType]:
+def _cells(row: TrialStatus, *, waste: bool, details: bool) -> list[RenderableType]:
     state = Text(state_label(row), style=_COLOURS[row.state])
     steps = "" if row.step is None else f"{row.step}/{row.total_steps}"
     wait = "" if row.data_wait_percent is None else f"{row.data_wait_percent:.0f} %"
     eta = "" if row.eta_seconds is None else duration(row.eta_seconds)
+    hours = [str(row.attempts or ""), _number(row.rank_hours or None, ".3g"), _lost(row)]
     times = [_seconds(row.step_seconds_p50), _seconds(row.step_seconds_p95), _memory(row)]
-    return [state, steps, _number(row.images_per_second, ".0f"), wait, *(times if details else []),
-            _number(row.loss, ".3f"), eta, _number(row.value, ".4f")]  # fmt: skip
+    return [state, steps, _number(row.images_per_second, ".0f"), wait, *(hours if waste else []),
+            *(times if details else []), _number(row.loss, ".3f"), eta, _number(row.value, ".4f")]  # fmt: skip
+
+
+def _lost(row: TrialStatus) -> str:
+    return f"{1 - row.hours.useful / row.rank_hours:.0%}" if row.rank_hours else ""
 
 
 def _seconds(value: float | None) -> str:
@@ -229,7 +250,7 @@ def state_label(row: TrialStatus) -> str:
     """Name the state with the word that matters most beside it."""
     if row.state is State.RUNNING and row.activity not in (None, "training"):
         return f"{row.state} ({row.activity})"
-    if row.cause and row.state in (State.FAILED, State.INTERRUPTED):
+    if row.cause and row.state in (State.FAILED, State.INTERRUPTED, State.HELD):
         return f"{row.state} ({row.cause})"
     return str(row.state)
 

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from orchestrate.launchers.base import SIGNAL_BASE, AttemptRecord
 from orchestrate.runs import RunDir, read_json
+from orchestrate.sweep.code import code_of
 from orchestrate.sweep.continuation import first_step, parent_of
 from orchestrate.sweep.lease import lease_holder
 from orchestrate.sweep.observe import resumed_file, run_dir_of
-from orchestrate.sweep.plan import Observed, Standing, State, assess, describe_exit
+from orchestrate.sweep.observed import Observed, ledger_of
 from orchestrate.sweep.record import SweepRecord, TrialEntry, record_path
+from orchestrate.sweep.standing import State, assess
 from orchestrate.sweep.status import duration
 from orchestrate.sweep.tail import last_lines
+from orchestrate.sweep.why_attempts import describe_attempts
+from orchestrate.sweep.why_next import next_step
 
 LOG_LINES = 15
 # A worker writes its heartbeat every few seconds.
@@ -46,10 +49,6 @@ class Explanation:
     next_action: str
     command: str
 
-    def as_json(self) -> dict[str, Any]:
-        """Return plain values."""
-        return asdict(self)
-
 
 def explain(
     record: SweepRecord, trial: TrialEntry, runs: Path, seen: Observed, *, now: float, flags: str = ""
@@ -57,17 +56,18 @@ def explain(
     """Collect the evidence for a trial's state; `flags` are added to the command that is suggested."""
     run = run_dir_of(runs, trial.id)
     place = assess(seen)
-    log = _decisive_log(run, seen)
+    run_of_log, view = _decisive_stage(run, seen)
+    log = _decisive_log(run_of_log, view)
     controller = lease_holder(record_path(runs, record.name).parent)
-    action, command = _next(record, trial, place, now, controller)
+    action, command = next_step(record, trial, seen, now, controller)
     return Explanation(
         trial=trial.id,
         sweep=record.name,
         state=str(place.state),
         cause=str(place.cause) if place.cause else None,
         reason=place.reason,
-        facts=(*_origin(trial), *_facts(run, seen, now)),
-        attempts=tuple(_describe(attempt, seen) for attempt in seen.attempts),
+        facts=(*_origin(trial), *_facts(run, seen, now), *_job_facts(seen), *_costs(seen, now)),
+        attempts=tuple(describe_attempts(seen)),
         log_file=str(log) if log else None,
         log_lines=tuple(last_lines(log, LOG_LINES)) if log and place.state is not State.COMPLETED else (),
         next_action=action,
@@ -96,8 +96,41 @@ def _facts(run: RunDir, seen: Observed, now: float) -> Iterator[str]:
         yield f"the worker last said: {beat.get('state')}, {step}" + (f", loss {loss:.4g}" if loss is not None else "")
         yield from _sign_of_a_hang(beat, seen, now)
     yield f"newest checkpoint: step {seen.checkpoint_step}" if seen.checkpoint_step else "no checkpoint yet"
-    if seen.job is not None:
-        yield f"the launcher says of {seen.job.job}: {seen.job.phase} ({seen.job.evidence})"
+    if code := code_of(run):
+        yield f"runs the code {code}, frozen in {code.path}"
+    if seen.to_evaluate:
+        yield f"not evaluated yet: {', '.join(seen.to_evaluate)}"
+
+
+def _job_facts(seen: Observed) -> Iterator[str]:
+    """Say what the launcher says of the jobs, and what the scheduler said of them that is in no file."""
+    for what, view in (("job", seen), ("evaluation", seen.evaluation)):
+        if view is None or view.job is None:
+            continue
+        name = f"{what} {view.job.job}" if view.job.job else f"the {what}"
+        yield f"the launcher says of {name}: {view.job.phase} ({view.job.evidence})"
+        if view.job.held:
+            yield f"{name} was requeued, so the scheduler lets it wait for about two minutes"
+        if view.job.nodes:
+            yield f"{name} has {', '.join(view.job.nodes)}"
+
+
+def _costs(seen: Observed, now: float) -> Iterator[str]:
+    """Say what the hours of ranks went into."""
+    hours = ledger_of(seen.until(now))
+    if hours.total:
+        parts = (
+            f"{getattr(hours, part):.3f} {word}"
+            for part, word in (
+                ("useful", "useful"),
+                ("startup", "starting up"),
+                ("replayed", "in steps made again"),
+                ("other", "otherwise"),
+            )
+        )
+        yield f"{hours.total:.3f} rank-hours: {', '.join(parts)}"
+    if hours.queue:
+        yield f"{hours.queue:.3f} hours in the queue"
 
 
 def _sign_of_a_hang(beat: Mapping[str, Any], seen: Observed, now: float) -> Iterator[str]:
@@ -110,25 +143,11 @@ def _sign_of_a_hang(beat: Mapping[str, Any], seen: Observed, now: float) -> Iter
         yield f"its {what} is {duration(age)} old although the job lives: it may hang"
 
 
-def _describe(attempt: AttemptRecord, seen: Observed) -> str:
-    live = seen.live and seen.job is not None and seen.job.attempt == attempt.number
-    is_done = seen.done and attempt.exit_code == 0
-    fate = "is running" if live else "done" if is_done else describe_exit(attempt)
-    cost = f"{attempt.rank_seconds / 3600:.3f} rank-hours"
-    forgiven = ", no longer counts" if attempt.number <= seen.forgiven else ""
-    steps = _describe_steps(attempt, live=live)
-    return f"attempt {attempt.number}: {attempt.ranks} ranks, {steps}, {cost}: {fate}{forgiven}"
-
-
-def _describe_steps(attempt: AttemptRecord, *, live: bool) -> str:
-    """Say how far an attempt trained; the first heartbeat names a step, 0, before there was one."""
-    if (attempt.last_step or 0) > (attempt.first_step or 0):
-        return f"steps {attempt.first_step} to {attempt.last_step}"
-    if live:
-        return "no step yet"
-    # A killed worker may have made steps since its last heartbeat.
-    was_killed = attempt.exit_code is None or attempt.exit_code >= SIGNAL_BASE
-    return "no step was seen" if was_killed and attempt.first_step is not None else "training never began"
+def _decisive_stage(run: RunDir, seen: Observed) -> tuple[RunDir, Observed]:
+    """Return the folder and view of the stage that the state of the trial hangs on."""
+    if seen.trained and seen.evaluation is not None and seen.evaluation.attempts:
+        return run.evaluation, seen.evaluation
+    return run, seen
 
 
 def _decisive_log(run: RunDir, seen: Observed) -> Path | None:
@@ -139,24 +158,6 @@ def _decisive_log(run: RunDir, seen: Observed) -> Path | None:
     # A command that cannot be started at all leaves its trace with the supervisor.
     candidates = (rank_log, rank_log.with_name("supervisor.log"))
     return next((path for path in candidates if path.exists() and path.stat().st_size), None)
-
-
-def _next(record: SweepRecord, trial: TrialEntry, place: Standing, now: float, controller: str) -> tuple[str, str]:
-    again = f"orchestrate resume {trial.id[:8]}"
-    if place.state is State.COMPLETED:
-        return "nothing; the results are in", f"orchestrate report {record.name}"
-    if place.state in (State.RUNNING, State.QUEUED):
-        return "nothing; it goes on by itself", f"orchestrate logs {trial.id[:8]} --follow"
-    if place.state is State.CANCELLED:
-        return "nothing until a person resumes it", again
-    if place.state is State.DIVERGED:
-        return "nothing; lower the learning rate in a new trial, or resume it to try this one again", again
-    if place.state is State.FAILED:
-        return "nothing until a person has mended the cause and resumes it", again
-    wait = f" in {duration(place.not_before - now)}" if place.not_before > now + 1 else ""
-    if controller:
-        return f"{controller} starts attempt {place.next_attempt}{wait}", f"orchestrate status {record.name}"
-    return f"no command controls the sweep; one would start attempt {place.next_attempt}{wait}", again
 
 
 def render(explanation: Explanation) -> str:

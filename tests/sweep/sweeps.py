@@ -11,10 +11,10 @@ from orchestrate.launchers.base import LaunchPlan
 from orchestrate.launchers.local import LocalLauncher
 from orchestrate.store import store_path
 from orchestrate.sweep.controller import Pass
-from orchestrate.sweep.plan import Standing
 from orchestrate.sweep.record import SweepRecord, TrialEntry, build_record
 from orchestrate.sweep.session import Session
 from orchestrate.sweep.source import load_source
+from orchestrate.sweep.standing import Standing
 from tests.launchers.jobs import STAND_IN, cluster, trial_dir
 
 NUM_SAMPLES = 80  # with a batch of 8: ten steps an epoch

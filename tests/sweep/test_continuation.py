@@ -11,11 +11,11 @@ from orchestrate.checkpoint_files import find_damage, list_checkpoints
 from orchestrate.config.run import load_run
 from orchestrate.errors import ConfigError, RunDirError
 from orchestrate.sweep.continuation import at_zero_stage, bring_beginning, extended, missing_beginning
-from orchestrate.sweep.controller import prepare_run_dir
 from orchestrate.sweep.find import Target
 from orchestrate.sweep.observe import observe, run_dir_of
 from orchestrate.sweep.preflight import find_problems
 from orchestrate.sweep.record import SweepRecord, TrialEntry, load_record, save_record
+from orchestrate.sweep.submission import prepare_run_dir
 from orchestrate.sweep.why import explain
 from tests.launchers.jobs import rank_pids
 from tests.sweep.checkpoints import steps_in, write_checkpoint

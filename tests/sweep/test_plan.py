@@ -1,21 +1,15 @@
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
-from orchestrate.launchers.base import AttemptRecord, JobState, Phase
-from orchestrate.sweep.plan import (
-    ATTEMPTS_WITHOUT_PROGRESS,
-    RETRIES,
-    Cancel,
-    Cause,
-    Desired,
-    Observed,
-    State,
-    Submit,
-    advanced,
-    assess,
-    plan,
-)
+from orchestrate.launchers.attempts import AttemptRecord
+from orchestrate.launchers.base import JobState, Phase
+from orchestrate.sweep.causes import RETRIES, Cause, cause_of
+from orchestrate.sweep.observed import Observed
+from orchestrate.sweep.plan import Cancel, Desired, Submit, plan
+from orchestrate.sweep.retries import ATTEMPTS_WITHOUT_PROGRESS, advanced
+from orchestrate.sweep.standing import State, assess
 
 NOW = 1e6
 
@@ -30,8 +24,18 @@ def advancing(*codes: int | None) -> Observed:
     return Observed(attempts=attempts, checkpoint_step=10 * len(codes), job=job(Phase.FINISHED, len(codes)))
 
 
-def job(phase: Phase, attempt: int = 1) -> JobState:
-    return JobState(phase, f"oc-x.{attempt}", attempt, "because")
+def standing_still(*codes: int | None) -> Observed:
+    """Attempts after a first checkpoint that none of them moved."""
+    return of(*(ended(n + 1, code, checkpoint_before=10) for n, code in enumerate(codes)), checkpoint_step=10)
+
+
+def of(*attempts: AttemptRecord, checkpoint_step: int = 0) -> Observed:
+    last = attempts[-1].number
+    return Observed(attempts=attempts, checkpoint_step=checkpoint_step, job=job(Phase.FINISHED, last))
+
+
+def job(phase: Phase, attempt: int = 1, **values: Any) -> JobState:
+    return JobState(phase, f"oc-x.{attempt}", attempt, "because", **values)
 
 
 def test_untouched_trial_is_submitted_as_attempt_one() -> None:
@@ -50,9 +54,11 @@ def test_untouched_trial_is_submitted_as_attempt_one() -> None:
         (86, State.INTERRUPTED, Cause.HANG),
         (87, State.INTERRUPTED, Cause.PREFLIGHT),
         (88, State.DIVERGED, Cause.DIVERGED),
-        (1, State.FAILED, Cause.USER_ERROR),
-        (2, State.FAILED, Cause.USER_ERROR),
-        (127, State.FAILED, Cause.USER_ERROR),
+        (76, State.INTERRUPTED, Cause.INFRASTRUCTURE),
+        (1, State.INTERRUPTED, Cause.USER_ERROR),
+        (127, State.INTERRUPTED, Cause.USER_ERROR),
+        (2, State.FAILED, Cause.BAD_INPUT),
+        (89, State.FAILED, Cause.OUT_OF_MEMORY),
     ],
 )
 def test_exit_code_decides_state_and_cause(code: int | None, state: State, cause: Cause) -> None:
@@ -85,16 +91,42 @@ def test_nothing_is_done_about_a_job_that_cannot_be_asked() -> None:
     assert assess(replace(seen, forgiven=1)).next_attempt == 2  # a person said that it is gone
 
 
-@pytest.mark.parametrize("code", [None, 86, 87])
+@pytest.mark.parametrize("code", [None, 86, 87, 1])
 def test_each_cause_has_its_own_number_of_retries(code: int | None) -> None:
-    retries = int(RETRIES[assess(advancing(code)).cause or Cause.USER_ERROR])
-    assert assess(advancing(*[code] * retries)).state is State.INTERRUPTED
-    assert assess(advancing(*[code] * (retries + 1))).state is State.FAILED
-    assert assess(advancing(*[code] * retries, 75)).state is State.INTERRUPTED
+    retries = int(RETRIES[cause_of(ended(1, code))])
+    assert assess(standing_still(*[code] * retries)).state is State.INTERRUPTED
+    assert assess(standing_still(*[code] * (retries + 1))).state is State.FAILED
+    assert assess(standing_still(*[code] * retries, 75)).state is State.INTERRUPTED
+
+
+@pytest.mark.parametrize("code", [None, 86, 1])
+def test_progress_makes_faults_forgotten(code: int | None) -> None:
+    assert assess(advancing(*[code] * 100)).state is State.INTERRUPTED
+
+
+def test_preflight_counts_in_a_row_even_without_progress() -> None:
+    others_between = [87] * 16 + [None] + [87] * 16
+    assert assess(standing_still(*others_between)).state is State.INTERRUPTED
+    assert assess(standing_still(*others_between, 87)).state is State.FAILED
+
+
+def test_same_traceback_twice_fails_a_trial() -> None:
+    first, other = (replace(ended(n, 1), traceback=text) for n, text in ((1, "ab"), (2, "cd")))
+    same = replace(first, number=2, error="KeyError: 'x'")
+    assert assess(of(first, other)).state is State.INTERRUPTED
+    place = assess(of(first, same))
+    assert (place.state, place.cause) == (State.FAILED, Cause.USER_ERROR)
+    assert "KeyError: 'x'" in place.reason
+    further = replace(same, checkpoint_before=10)  # it came further in between: not the same failure
+    assert assess(of(first, further, checkpoint_step=20)).state is State.INTERRUPTED
 
 
 def test_preemption_is_retried_as_long_as_checkpoints_advance() -> None:
     assert assess(advancing(*[75] * 100)).state is State.INTERRUPTED
+
+
+def test_machine_faults_have_more_patience_than_attempts_without_progress() -> None:
+    assert assess(standing_still(None, None, None, None)).state is State.INTERRUPTED
 
 
 def test_attempts_without_progress_end_a_trial() -> None:
@@ -111,7 +143,7 @@ def test_progress_of_an_attempt_is_what_the_next_one_finds() -> None:
 
 
 def test_resumed_trial_starts_with_fresh_retries() -> None:
-    failed = advancing(1)
+    failed = advancing(2)
     assert assess(failed).state is State.FAILED
     place = assess(replace(failed, forgiven=1))
     assert (place.state, place.next_attempt) == (State.INTERRUPTED, 2)
@@ -140,7 +172,7 @@ def test_what_has_begun_is_finished_first() -> None:
 
 
 def test_retry_after_a_fault_waits_longer_each_time() -> None:
-    delays = [assess(advancing(*[None] * count)).not_before for count in (1, 2, 3)]
+    delays = [assess(standing_still(*[None] * count)).not_before for count in (1, 2, 3)]
     assert delays == [1.0, 2.0, 4.0]
     assert assess(advancing(75)).not_before == 0.0
     assert plan(Desired(("a",), parallel=1), {"a": advancing(None)}, 0.5) == ()

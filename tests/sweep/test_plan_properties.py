@@ -5,8 +5,11 @@ from dataclasses import dataclass, field
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orchestrate.launchers.base import AttemptRecord, JobState, Phase
-from orchestrate.sweep.plan import Cancel, Desired, Observed, Submit, assess, plan
+from orchestrate.launchers.attempts import AttemptRecord
+from orchestrate.launchers.base import JobState, Phase
+from orchestrate.sweep.observed import Observed
+from orchestrate.sweep.plan import Cancel, Desired, Submit, plan
+from orchestrate.sweep.standing import assess
 
 STEPS = 4
 FATES = ("goes on", "saves", "done", 75, 86, 87, 88, 1, 137, None)

@@ -15,8 +15,8 @@ from orchestrate.sweep.adopt import adopt, refuse_while_controlled
 from orchestrate.sweep.interventions import cancel_trials, forgive_trials
 from orchestrate.sweep.lease import LeaseHeldError, lease
 from orchestrate.sweep.observe import observe
-from orchestrate.sweep.plan import State, assess
 from orchestrate.sweep.record import SweepRecord, load_record, record_path
+from orchestrate.sweep.standing import State, assess
 from orchestrate.sweep.status import status_json, sweep_status
 from tests.launchers.jobs import kill, rank_pids, start, state, supervisor_pid, trial_dir, wait_for_end, wait_until
 from tests.sweep.sweeps import Bench, CountingLauncher, bench, record_of, script_all, store_rows, write_sweep
@@ -62,7 +62,7 @@ def test_killed_attempt_is_retried(runs: Path, tmp_path: Path) -> None:
     assert told[-1] == ("COMPLETED", None)
 
 
-@pytest.mark.parametrize(("code", "expected"), [(1, State.FAILED), (2, State.FAILED), (88, State.DIVERGED)])
+@pytest.mark.parametrize(("code", "expected"), [(89, State.FAILED), (2, State.FAILED), (88, State.DIVERGED)])
 def test_what_would_fail_again_is_not_retried(runs: Path, tmp_path: Path, code: int, expected: State) -> None:
     made = bench(runs)
     record = record_of(write_sweep(tmp_path))
@@ -261,7 +261,7 @@ def test_change_outside_of_the_identity_reaches_the_run_config(runs: Path, tmp_p
 
 def test_spent_gpu_hours_end_the_sweep_and_not_the_results(runs: Path, tmp_path: Path) -> None:
     made = bench(runs)
-    record = record_of(write_sweep(tmp_path, seeds=(0, 1, 2), gpu_hours=1e-9))
+    record = record_of(write_sweep(tmp_path, seeds=(0, 1, 2), gpu_hours=10.05 / 3600))  # ten looks of two ranks
     assert not made.session.make_true(record)
     assert len(made.launcher.submitted) == 1
     assert any("limits.gpu_hours" in line for line in made.display.lines)

@@ -8,7 +8,7 @@ from rich.console import Console
 from orchestrate.runs import write_json
 from orchestrate.sweep.display import Lines, LiveTable
 from orchestrate.sweep.observe import observe
-from orchestrate.sweep.plan import Standing, State
+from orchestrate.sweep.standing import Standing, State
 from orchestrate.sweep.status import (
     TrialStatus,
     duration,

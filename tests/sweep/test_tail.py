@@ -18,16 +18,38 @@ def test_empty_file_has_no_lines(tmp_path: Path) -> None:
     assert last_lines(tmp_path / "log", 5) == []
 
 
-def test_following_yields_everything_up_to_the_end_of_the_job(tmp_path: Path) -> None:
+def test_last_lines_know_where_to_stop(tmp_path: Path) -> None:
     path = tmp_path / "log"
-    path.write_text("old\n")
-    rounds = iter(["one\n", "two\n", None])
+    path.write_text("one\ntwo\nthree\n")
+    assert last_lines(path, 5, up_to=8) == ["one", "two"]
+
+
+def test_following_yields_whole_lines_of_old_and_new_files_up_to_the_end(tmp_path: Path) -> None:
+    old, new = tmp_path / "a.log", tmp_path / "b.log"
+    old.write_text("known\n")
+    rounds = iter(
+        [
+            (old, "one\nhalf"),
+            (new, "first\n"),
+            (old, " line\n"),
+            (old, ""),
+            (new, "last words\nwithout an end"),
+        ]
+    )
 
     def is_growing() -> bool:
-        text = next(rounds)
+        path, text = next(rounds)
         with path.open("a") as file:
-            file.write(text or "last words\n")
-        return text is not None
+            file.write(text)
+        return "last" not in text
 
-    texts = follow(path, from_byte=4, is_growing=is_growing, wait=lambda seconds: None)
-    assert list(texts) == ["one\n", "two\n", "last words\n"]
+    texts = follow(
+        lambda: sorted(tmp_path.glob("*.log")), read_up_to={old: 6}, is_growing=is_growing, wait=lambda seconds: None
+    )
+    assert [(path.stem, line) for path, line in texts] == [
+        ("a", "one"),
+        ("b", "first"),
+        ("a", "half line"),
+        ("b", "last words"),
+        ("b", "without an end"),
+    ]

@@ -3,9 +3,10 @@ from typing import Any
 
 import pytest
 
-from orchestrate.launchers.base import AttemptRecord, JobState, Phase
+from orchestrate.launchers.attempts import AttemptRecord
+from orchestrate.launchers.base import JobState, Phase
 from orchestrate.runs import RunDir, write_json
-from orchestrate.sweep.plan import Observed
+from orchestrate.sweep.observed import Observed
 from orchestrate.sweep.why import explain
 from tests.sweep.sweeps import record_of, write_sweep
 

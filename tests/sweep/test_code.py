@@ -1,0 +1,159 @@
+"""Frozen copies of the code: what is in them, when there is a new one, which one a trial runs."""
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from orchestrate.runs import RunDir, read_json
+from orchestrate.sweep.code import FrozenCode, code_for, code_of, freeze, plan_freeze, renew_code
+
+GIT = ("git", "-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=false")
+
+
+def git(root: Path, *words: str) -> str:
+    return subprocess.run((*GIT, *words), cwd=root, check=True, capture_output=True, text=True).stdout
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """A committed checkout, with a built extension, ignored files and a name with a space."""
+    root = tmp_path / "checkout"
+    for name in ("orchestrate/__init__.py", "ssl_methods/__init__.py", "my plugins/new.py"):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text("number = 1\n")
+    (root / ".gitignore").write_text("*.so\n/runs\n")
+    git(root, "init", "-q")
+    git(root, "add", "-A")
+    git(root, "commit", "-qm", "first")
+    (root / "ssl_methods/_pixels.so").write_bytes(b"machine code")
+    (root / "runs").mkdir()
+    (root / "runs/big").write_text("results")
+    return root
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> Path:
+    return tmp_path / "runs"
+
+
+def names(code: FrozenCode) -> set[str]:
+    return {str(path.relative_to(code.path)) for path in code.path.rglob("*") if path.is_file()}
+
+
+def run_dir(runs: Path) -> RunDir:
+    run = RunDir(runs / "trials" / "0123456789abcdef")
+    run.path.mkdir(parents=True)
+    return run
+
+
+TRACKED = {"orchestrate/__init__.py", "ssl_methods/__init__.py", "my plugins/new.py", ".gitignore"}
+
+
+def test_copy_holds_what_git_knows_and_what_was_built(checkout: Path, runs: Path) -> None:
+    code = freeze(runs, root=checkout)
+    assert names(code) == TRACKED | {"ssl_methods/_pixels.so"}
+    assert code.commit == git(checkout, "rev-parse", "HEAD").strip()
+    assert not code.dirty
+    folder = code.path.parent
+    assert folder == runs / "code" / code.digest
+    assert (folder / "COMMIT").read_text() == f"{code.commit}\n"
+    assert (folder / "diff.patch").read_bytes() == b""
+
+
+def test_edits_and_new_files_are_in_the_copy_and_in_the_patch(checkout: Path, runs: Path) -> None:
+    (checkout / "orchestrate/__init__.py").write_text("number = 2\n")
+    (checkout / "orchestrate/added.py").write_text("number = 3\n")
+    (checkout / "my plugins/new.py").unlink()
+    (checkout / "large.bin").write_bytes(bytes(5_000_000))
+    code = freeze(runs, root=checkout)
+    assert code.dirty
+    assert (code.path / "orchestrate/__init__.py").read_text() == "number = 2\n"
+    assert names(code) == TRACKED - {"my plugins/new.py"} | {"orchestrate/added.py", "ssl_methods/_pixels.so"}
+    # The patch makes the copy of the commit.
+    again = runs / "again"
+    git(runs, "clone", "-q", str(checkout), str(again))
+    git(again, "apply", str(code.path.parent / "diff.patch"))
+    shutil.rmtree(again / ".git")
+    for name in names(code) - {"ssl_methods/_pixels.so"}:
+        assert (again / name).read_text() == (code.path / name).read_text()
+    assert not (again / "my plugins/new.py").exists()
+
+
+def test_same_code_is_one_folder_and_other_code_another(checkout: Path, runs: Path) -> None:
+    first = freeze(runs, root=checkout)
+    written = {path: path.stat().st_mtime_ns for path in runs.rglob("*")}
+    assert freeze(runs, root=checkout) == first
+    assert {path: path.stat().st_mtime_ns for path in runs.rglob("*")} == written
+    (checkout / "ssl_methods/_pixels.so").write_bytes(b"other machine code")
+    second = freeze(runs, root=checkout)
+    git(checkout, "commit", "-qm", "the same files at another commit", "--allow-empty")
+    third = freeze(runs, root=checkout)
+    assert len({first.digest, second.digest, third.digest}) == 3
+    assert {path.name for path in (runs / "code").iterdir()} == {first.digest, second.digest, third.digest}
+
+
+def test_plan_writes_nothing_and_names_the_same_copy(checkout: Path, runs: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in checkout.rglob("*")}
+    planned = plan_freeze(runs, root=checkout)
+    assert not runs.exists()
+    assert {path: path.stat().st_mtime_ns for path in checkout.rglob("*")} == before
+    assert freeze(runs, root=checkout) == planned
+
+
+def test_copy_cannot_be_edited_by_mistake_and_a_broken_one_is_made_again(checkout: Path, runs: Path) -> None:
+    code = freeze(runs, root=checkout)
+    module = code.path / "orchestrate/__init__.py"
+    assert not module.stat().st_mode & 0o222
+    module.unlink()
+    assert freeze(runs, root=checkout) == code
+    assert module.read_text() == "number = 1\n"
+    assert [path.name for path in (runs / "code").iterdir()] == [code.digest]
+
+
+def test_installed_packages_are_copied_alone(checkout: Path, runs: Path) -> None:
+    shutil.rmtree(checkout / ".git")
+    (checkout / "orchestrate/__pycache__").mkdir()
+    (checkout / "orchestrate/__pycache__/x.pyc").write_bytes(b"")
+    code = freeze(runs, root=checkout)
+    assert names(code) == {"orchestrate/__init__.py", "ssl_methods/__init__.py", "ssl_methods/_pixels.so"}
+    assert (code.commit, code.dirty) == (None, False)
+
+
+def test_trial_keeps_the_copy_that_it_began_with(checkout: Path, runs: Path) -> None:
+    run = run_dir(runs)
+    assert code_of(run) is None
+    old = freeze(runs, root=checkout)
+    assert code_for(run, old) == old
+    (checkout / "orchestrate/__init__.py").write_text("number = 2\n")
+    new = freeze(runs, root=checkout)
+    assert code_for(run, new) == old
+    assert code_of(run) == old
+    assert renew_code(run, new) == old
+    assert code_for(run, old) == new
+    assert renew_code(run, new) is None
+
+
+def test_trial_whose_copy_is_gone_takes_the_code_of_now(checkout: Path, runs: Path) -> None:
+    run = run_dir(runs)
+    old = code_for(run, freeze(runs, root=checkout))
+    shutil.rmtree(old.path.parent)
+    (checkout / "orchestrate/__init__.py").write_text("number = 2\n")
+    new = freeze(runs, root=checkout)
+    assert code_for(run, new) == new
+    assert (read_json(run.code_file) or {})["digest"] == new.digest
+
+
+def test_trial_that_never_began_needs_no_renewal(checkout: Path, runs: Path) -> None:
+    run = run_dir(runs)
+    assert renew_code(run, freeze(runs, root=checkout)) is None
+    assert not run.code_file.exists()
+
+
+def test_runs_folder_that_cannot_be_written_is_told(checkout: Path, tmp_path: Path) -> None:
+    from orchestrate.errors import RunDirError
+
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunDirError, match="code: live"):
+        freeze(tmp_path / "file", root=checkout)
