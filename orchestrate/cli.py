@@ -6,7 +6,6 @@ import errno
 import shlex
 import time
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -202,32 +201,35 @@ def why(trial: TrialWord, runs: OldRuns = None, as_json: AsJson = False) -> None
 @app.command()
 def logs(
     trial: TrialWord,
-    rank: Annotated[int, typer.Option(min=0, help="Rank whose log to show.")] = 0,
+    rank: Annotated[
+        str,
+        typer.Option(metavar="N|all|job", help="Rank whose log to show; all; or what launcher and scheduler wrote."),
+    ] = "0",
     attempt: Annotated[int, typer.Option(min=0, help="Attempt whose log to show; 0 is the last one.")] = 0,
+    stage: Annotated[
+        Literal["pretrain", "evaluate"], typer.Option(help="Job whose log to show, where evaluation has its own.")
+    ] = "pretrain",
     lines: Annotated[int, typer.Option("--lines", "-n", min=0, help="Lines to show from the end.")] = 40,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on while the job runs.")] = False,
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Go on while the trial has a job, through all its attempts.")
+    ] = False,
     runs: OldRuns = None,
 ) -> None:
-    """Show the log of a trial.
+    """Show the log of a trial: of one rank, or of all with the rank before each line.
 
-    [dim]orchestrate logs 3f2a --follow[/dim]
+    [dim]orchestrate logs 3f2a --rank all --follow[/dim]
     """
     from orchestrate.sweep.find import find_trial
-    from orchestrate.sweep.logs import find_log, job_is_live
-    from orchestrate.sweep.tail import follow as follow_file
-    from orchestrate.sweep.tail import last_lines
+    from orchestrate.sweep.logs import TrialLogs
 
     folder = runs or wiring.DEFAULT_RUNS
     target = find_trial(folder, trial)
-    entry = target.trials[0]
-    launcher = wiring.launcher_of(target.record, folder)
-    path = find_log(folder, entry, attempt=attempt, rank=rank)
-    size = path.stat().st_size
-    for line in last_lines(path, lines):
+    found = TrialLogs(folder, target.trials[0], stage=stage, rank=rank, attempt=attempt)
+    for line in found.last_lines(lines):
         typer.echo(line)
     if follow:
-        for text in follow_file(path, from_byte=size, is_growing=lambda: job_is_live(launcher, entry)):
-            typer.echo(text, nl=False)
+        for line in found.follow(wiring.launcher_of(target.record, folder)):
+            typer.echo(line)
 
 
 @app.command()
@@ -271,9 +273,11 @@ def resume(
     once: Once = False,
     runs: Runs = None,
 ) -> None:
-    """Take up a sweep or a trial again: what was cancelled or failed gets a fresh set of retries.
+    """Take up a sweep or a trial again: what was cancelled, held or failed gets a fresh set of retries.
 
     A trial whose loss diverged is tried again only if it is named itself. Training goes on from checkpoints.
+
+    It goes on with the code as it is now, and with --cluster elsewhere: jobs that run save and stop first.
 
     With --budget a trial gets a child that begins from its newest checkpoint, in a sweep such as barlow-dims-30ep.
 
@@ -283,15 +287,14 @@ def resume(
     """
     from orchestrate.launchers.cluster import load_cluster
     from orchestrate.sweep.find import find_target
-    from orchestrate.sweep.interventions import forgive_trials
 
     place = load_cluster(cluster) if cluster else None
     folder = runs or (Path(place.paths.runs) if place else wiring.DEFAULT_RUNS)
     target = wiring.replanned(find_target(folder, word), folder, budget=budget, zero_stage=zero_stage)
     record = target.record.with_cluster(place, cluster.read_text()) if place and cluster else target.record
     only = () if target.whole else tuple(trial.id for trial in target.trials)
-    forgive = partial(forgive_trials, diverged_too=not target.whole)
-    wiring.make_true(record, folder, watch=watch, once=once, only=only, forgive=forgive)
+    wanted = wiring.Resume(diverged_too=not target.whole)
+    wiring.make_true(record, folder, watch=watch, once=once, only=only, resume=wanted)
 
 
 @app.command()

@@ -5,7 +5,9 @@ OrchestrateError
 ├── DataError         a dataset is missing, empty or damaged (exit 2)
 │   └── StorageError  a store did not answer within its retries: go on later (exit 74)
 ├── LoaderError       a process that makes views died: go on later (exit 74)
-├── RunDirError       a RunDir belongs to another config, is locked or cannot be written (exit 2)
+├── RunDirError       a RunDir belongs to another config or cannot be written (exit 2)
+│   └── BusyError     another process works on it: go on later (exit 74)
+├── PreflightError    a node is not fit to run: go on elsewhere (exit 87)
 ├── CheckpointError   a checkpoint cannot be used
 ├── LaunchError       a launcher could not start, find or stop a job
 ├── StoreError        the store is locked or of another schema
@@ -47,6 +49,26 @@ class RunDirError(OrchestrateError):
     """Say which RunDir cannot be used, and why."""
 
     exit_code = 2
+
+
+class BusyError(RunDirError):
+    """Say which RunDir another process works on, and who; it may be of a node that the cluster has lost."""
+
+    exit_code = 74
+
+
+class PreflightError(OrchestrateError):
+    """Say what is wrong with which node.
+
+    Attributes:
+        check: that this process's own node failed; empty if it is another rank's.
+    """
+
+    exit_code = 87
+
+    def __init__(self, problem: str, *, check: str = "") -> None:
+        super().__init__(problem)
+        self.check = check
 
 
 class CheckpointError(OrchestrateError):

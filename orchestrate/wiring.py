@@ -7,6 +7,7 @@ import os
 import shlex
 import sys
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from orchestrate.launchers.base import Launcher
     from orchestrate.sweep.find import Target
     from orchestrate.sweep.interventions import Forgive
-    from orchestrate.sweep.plan import Observed
+    from orchestrate.sweep.observed import Observed
     from orchestrate.sweep.record import SweepRecord
 
 DEFAULT_RUNS = Path("runs")
@@ -63,7 +64,8 @@ def look(record: SweepRecord, runs: Path) -> tuple[dict[str, Observed], Launcher
     from orchestrate.sweep.observe import observe
 
     launcher = launcher_of(record, runs)
-    return observe(runs, record.trial_ids, launcher), launcher
+    evaluates = record.cluster_config().evaluate is not None
+    return observe(runs, record.trial_ids, launcher, evaluates=evaluates), launcher
 
 
 def replanned(target: Target, runs: Path, *, budget: str, zero_stage: int | None) -> Target:
@@ -119,6 +121,27 @@ def _attempt(make: Callable[[], ResultT]) -> ResultT | OrchestrateError:
         return error
 
 
+@dataclass(frozen=True)
+class Resume:
+    """What `orchestrate resume` was asked for; `diverged_too` tries diverged trials again."""
+
+    diverged_too: bool
+
+    def by(self, launcher: Launcher, record: SweepRecord, runs: Path, *, say: Callable[[str], None]) -> Forgive:
+        """Prepare to take trials up again; jobs elsewhere stop first if the sweep moves to another place."""
+        from orchestrate.sweep.record import find_record
+        from orchestrate.sweep.resumption import Resumption, leaves
+
+        before = find_record(runs, record.name)
+        return Resumption(
+            launcher,
+            left=(before, launcher_of(before, runs)) if before and leaves(before, record) else None,
+            renews_code=record.cluster_config().code == "frozen",
+            diverged_too=self.diverged_too,
+            say=say,
+        )
+
+
 def make_true(
     record: SweepRecord,
     runs: Path,
@@ -126,9 +149,17 @@ def make_true(
     watch: bool,
     once: bool,
     only: Collection[str] = (),
-    forgive: Forgive | None = None,
+    resume: Resume | None = None,
 ) -> None:
     """Run a sweep with the launcher, data checks and report of this installation; see `Session.make_true`.
+
+    Args:
+        record: what is wanted.
+        runs: where results go.
+        watch: show a live table.
+        once: make a single pass.
+        only: ids of the trials to act on; all if empty.
+        resume: takes trials up again that a person named.
 
     Raises:
         typer.Exit: not all trials are done, or the user pressed Ctrl-C.
@@ -139,7 +170,9 @@ def make_true(
     from orchestrate.sweep.status import status_table, sweep_status
 
     display = (LiveTable if watch else Lines)(record, runs, console())
-    session = Session(runs, launcher_of(record, runs), display, check_data=check_data, write_report=_write_report)
+    launcher = launcher_of(record, runs)
+    session = Session(runs, launcher, display, check_data=check_data, write_report=_write_report)
+    forgive = resume.by(launcher, record, runs, say=display.line) if resume else None
     try:
         with display:
             is_done = session.make_true(record, once=once, only=only, forgive=forgive)

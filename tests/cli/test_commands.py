@@ -143,15 +143,15 @@ def test_unknown_and_ambiguous_words_are_answered_with_what_there_is(place: Path
 
 
 def test_why_shows_the_evidence_and_the_next_command(place: Path) -> None:
-    record, _ = finished_sweep(place, {"0": "exit:1"})
+    record, _ = finished_sweep(place, {"0": "exit:2"})
     result = orchestrate("why", record.trial_ids[0][:5])
-    assert "FAILED (user error)" in result.stdout
+    assert "FAILED (bad input)" in result.stdout
     assert "attempt 1: 2 ranks, training never began" in result.stdout
-    assert "exit code 1 of rank 0" in result.stdout
-    assert "| rank 0 attempt 1: exit:1" in result.stdout
+    assert "exit code 2 of rank 0" in result.stdout
+    assert "| rank 0 attempt 1: exit:2" in result.stdout
     assert f"orchestrate resume {record.trial_ids[0][:8]}" in result.stdout
     values = parsed("why", record.trial_ids[0])
-    assert (values["state"], values["cause"]) == ("FAILED", "user error")
+    assert (values["state"], values["cause"]) == ("FAILED", "bad input")
 
 
 def test_suggested_commands_name_the_runs_folder_if_they_must(place: Path) -> None:
@@ -166,6 +166,8 @@ def test_logs_show_the_end_of_a_rank(place: Path) -> None:
     trial = record.trial_ids[0]
     assert orchestrate("logs", trial, "--rank", "1").stdout == "rank 1 attempt 1: done\n"
     assert orchestrate("logs", trial, "--follow").stdout == "rank 0 attempt 1: done\n"
+    merged = "[0] rank 0 attempt 1: done\n[1] rank 1 attempt 1: done\n"
+    assert orchestrate("logs", trial, "--rank", "all", "--follow").stdout == merged
     missing = orchestrate("logs", trial, "--rank", "7")
     assert "no such log; there are: logs/attempt-1/rank-0.log" in missing.stderr
 

@@ -1,11 +1,14 @@
 """`orchestrate resume` with what a person wants otherwise than before."""
 
+import json
 from pathlib import Path
 
 from orchestrate.config.run import load_run
 from orchestrate.sweep.record import load_record
 from tests.cli.commands import RUNS, finished_sweep, orchestrate, parsed, write_cluster, write_data
+from tests.launchers.jobs import rank_pids
 from tests.sweep.checkpoints import steps_in, write_checkpoint
+from tests.sweep.sweeps import bench, record_of, script_all, write_sweep
 
 
 def test_longer_budget_makes_a_sweep_of_children_that_every_command_knows(place: Path) -> None:
@@ -50,6 +53,23 @@ def test_zero_stage_and_cluster_change_where_and_how_but_not_what(place: Path) -
     kept = load_record(RUNS, "study")
     assert [entry.config["system"]["zero_stage"] for entry in kept.trials] == [1, 0]
     assert kept.ranks == 4
+
+
+def test_running_trial_is_moved_to_another_cluster_file(place: Path) -> None:
+    write_data(place)
+    record = record_of(write_sweep(place, seeds=(0,)))
+    script_all(RUNS, record, {"*": "wait"})
+    bench(RUNS).session.make_true(record, once=True)
+    (trial,) = record.trial_ids
+    rank_pids(RUNS, trial)
+    wide = place / "wide"
+    wide.mkdir()
+    result = orchestrate("resume", "study", "--cluster", str(write_cluster(wide, ranks=4)), "--once")
+    assert result.exit_code == 0, result.output
+    assert "has stopped where it was; its newest checkpoint is of step 1" in result.stdout
+    jobs = RUNS / "trials" / trial / "jobs"
+    assert json.loads((jobs / "1.end.json").read_text())["exit_code"] == 75
+    assert json.loads((jobs / "2.start.json").read_text())["ranks"] == 4
 
 
 def test_impossible_zero_stage_is_refused_before_anything_changes(place: Path) -> None:

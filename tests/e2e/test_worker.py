@@ -4,6 +4,7 @@ import fcntl
 import json
 import os
 import resource
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -11,9 +12,10 @@ from typing import Any
 
 import pytest
 
-from orchestrate.runs import RunDir
+from orchestrate.runs import RunDir, write_json
 from tests.datasets import make_shapes
 from tests.e2e.conftest import made_run
+from tests.launchers.jobs import wait_until
 
 
 def work(run: RunDir, **options: Any) -> "subprocess.CompletedProcess[str]":
@@ -34,6 +36,9 @@ def test_loss_that_is_not_finite_ends_as_diverged_and_is_named(sweep_file: Path,
     assert "error: step " in result.stderr
     assert "loss = nan" in result.stderr
     assert status(run)["state"] == "diverged"
+    record = json.loads((run.attempts / "1" / "rank-0.json").read_text())
+    assert (record["rank"], record["exit_code"]) == (0, 88)
+    assert record["error"].startswith("step ")
     assert not run.done_file.exists()
 
 
@@ -71,9 +76,30 @@ def test_run_dir_that_another_process_works_on_is_left_alone(sweep_file: Path, t
         file.write("elsewhere pid 1\n")
         file.flush()
         result = work(run)
-    assert result.returncode == 2
+    assert result.returncode == 74  # it may be a worker of a node that the cluster has lost
     assert "another process works on it: elsewhere pid 1" in result.stderr
     assert not run.status_file.exists()
+
+
+def test_worker_that_was_replaced_ends_and_its_successor_gets_the_lock(sweep_file: Path, tmp_path: Path) -> None:
+    run = made_run(tmp_path, sweep_file, train={"budget": "100000step"})
+    write_json(run.path / "jobs" / "1.start.json", {})
+    command = [sys.executable, "-m", "orchestrate.worker", str(run.path)]
+    environment = os.environ | {"ORCHESTRATE_DEVICE": "cpu", "OMP_NUM_THREADS": "1", "ORCHESTRATE_ATTEMPT": "1"}
+    with (tmp_path / "log").open("w") as log:
+        first = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+        wait_until(run.metrics_file.exists, "the first trains")
+        write_json(run.path / "jobs" / "2.start.json", {"refused": "the first works on it"})
+        write_json(run.path / "jobs" / "3.start.json", {})  # as after its node was given up
+        second = subprocess.Popen(command, env=environment | {"ORCHESTRATE_ATTEMPT": "3"}, stdout=log, stderr=log)
+        assert first.wait(timeout=60) == 74
+        wait_until(lambda: run.attempt_file(3).exists(), "the second has the lock")
+        second.send_signal(signal.SIGUSR1)
+        assert second.wait(timeout=60) == 75, (tmp_path / "log").read_text()
+    record = json.loads((run.attempts / "1" / "rank-0.json").read_text())
+    assert (record["exit_code"], record["error"]) == (74, "attempt 3 was started in place of this one")
+    assert json.loads(run.attempt_file(3).read_text())["stop_reason"] == "SIGUSR1"
+    assert status(run)["attempt"] == 3
 
 
 def test_config_of_another_trial_is_refused(sweep_file: Path, tmp_path: Path) -> None:

@@ -1,0 +1,152 @@
+"""Trainings on a real Slurm that are hit again and again end with the same bytes as one that is not.
+
+Several trials, on a cluster with accounting and on one without, are the same training (they differ in their probes).
+Each is hit by several faults in turn: the next one as soon as the attempt after the last one trains.
+"""
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from orchestrate.sweep.causes import Cause
+from tests.slurm import faults
+from tests.slurm.cluster import Cluster
+from tests.slurm.faults import Fault
+from tests.slurm.studies import STEPS, Controller, Study, Trial
+
+pytestmark = [pytest.mark.xdist_group("slurm"), pytest.mark.timeout(600)]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A fault, and what the end of the attempt that it hits must be called."""
+
+    name: str
+    fault: Fault
+    cause: Cause
+
+
+# One list a trial. Without accounting, and with a signal before a preemption:
+PLAIN = [
+    [
+        Case("lost second node", faults.lose_node(1), Cause.NODE),
+        Case("lost rank", faults.lose_rank, Cause.INFRASTRUCTURE),
+        Case("USR1", faults.send("USR1"), Cause.PREEMPTED),
+    ],
+    [
+        Case("frozen rank", faults.freeze_rank, Cause.HANG),
+        Case("preempted with a signal", faults.preempt, Cause.PREEMPTED),
+        Case("damaged checkpoint", faults.damage_checkpoint, Cause.INFRASTRUCTURE),
+    ],
+]
+# With accounting, and SIGTERM before a preemption:
+ACCOUNTED = [
+    [
+        Case("lost first node", faults.lose_node(0), Cause.NODE),
+        Case("TERM", faults.send("TERM"), Cause.PREEMPTED),
+        Case("USR2", faults.send("USR2"), Cause.PREEMPTED),
+    ],
+    [
+        Case("hanging loader", faults.hang_loader, Cause.HANG),
+        Case("preempted without a signal", faults.preempt, Cause.PREEMPTED),
+        Case("requeue", faults.requeue, Cause.PREEMPTED),
+        Case("slurmctld away", faults.lose_controller(), Cause.PREEMPTED),
+    ],
+]
+# A training of a minute meets a limit of a minute with 20 seconds to save; a deaf one hears nothing before the limit.
+LIMITED = [[Case("time limit", faults.nothing, Cause.TIME_LIMIT)]]
+DEAF = [[Case("deaf until the time limit", faults.freeze_all, Cause.TIME_LIMIT)]]
+LIMIT = {"time_minutes": 1, "lead_seconds": 20}
+LIMITED_PACE = "0.05"
+
+Hits = list[tuple[Case, int]]
+
+
+class Storm:
+    """A sweep, the trials of which are all hit at once."""
+
+    def __init__(self, study: Study, plan: Sequence[Sequence[Case]]) -> None:
+        self.study = study
+        self.plan = plan
+        self.controller: Controller = study.start()
+        self._pool = ThreadPoolExecutor(len(plan))
+        self._hits: list[Future[Hits]] = [
+            self._pool.submit(self._hit, trial, cases) for trial, cases in zip(study.trials, plan, strict=True)
+        ]
+
+    def _hit(self, trial: Trial, cases: Sequence[Case]) -> Hits:
+        hits: Hits = []
+        for case in cases:
+            attempt = trial.wait_for_training(after=hits[-1][1] if hits else 0)
+            hits.append((case, attempt.number))
+            case.fault(trial, attempt)
+        return hits
+
+    def outcome(self, index: int) -> tuple[Trial, Hits]:
+        """Wait until a trial is complete; return it and the attempts that were hit."""
+        trial = self.study.trials[index]
+        try:
+            hits = self._hits[index].result()
+            trial.wait_until_done()
+        except AssertionError as error:
+            raise AssertionError(f"{error}\n{self.controller.said}{trial.story()}") from error
+        return trial, hits
+
+    def end(self) -> None:
+        """End the sweep, whatever became of it."""
+        self.controller.stop()
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+
+@pytest.fixture(scope="module")
+def storms(
+    slurm: Cluster, slurm_accounting: Cluster, data: Path, reference: bytes, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[dict[str, Storm]]:
+    """All storms, at the same time."""
+    folder = tmp_path_factory.mktemp("storms")
+
+    def storm(name: str, cluster: Cluster, plan: Sequence[Sequence[Case]], **changes: dict[str, object]) -> Storm:
+        # A trial has its nodes for itself, so that it is hit only by what is meant for it.
+        changes["slurm"] = {"exclusive": True, **changes.get("slurm", {})}
+        probes = range(first[name], first[name] + len(plan))
+        system = {"hang_minutes": 30} if name == "deaf" else {}
+        return Storm(Study(folder / name, cluster, data, name, probes, changes, system), plan)
+
+    first = {"plain": 1, "accounted": 11, "limited": 21, "deaf": 31}
+    found = {
+        "limited": storm("limited", slurm_accounting, LIMITED, slurm=LIMIT, environment={"PACE_SECONDS": LIMITED_PACE}),
+        "deaf": storm("deaf", slurm, DEAF, slurm=LIMIT),
+        "accounted": storm("accounted", slurm_accounting, ACCOUNTED),
+        "plain": storm("plain", slurm, PLAIN),
+    }
+    yield found
+    for each in found.values():
+        each.end()
+
+
+PLANS = {"plain": PLAIN, "accounted": ACCOUNTED, "deaf": DEAF, "limited": LIMITED}
+TRIALS = [
+    pytest.param(place, index, id=", ".join(case.name for case in cases))
+    for place, plan in PLANS.items()
+    for index, cases in enumerate(plan)
+]
+
+
+@pytest.mark.parametrize(("place", "index"), TRIALS)
+def test_training_that_was_hit_ends_with_the_same_weights(
+    storms: dict[str, Storm], place: str, index: int, reference: bytes
+) -> None:
+    trial, hits = storms[place].outcome(index)
+    assert trial.weights() == reference, trial.story()
+    assert trial.steps() == list(range(1, STEPS + 1))
+    causes = trial.causes()
+    assert [causes.get(number) for _, number in hits] == [case.cause for case, _ in hits], trial.story()
+
+
+@pytest.mark.parametrize("place", list(PLANS))
+def test_sweep_ends_by_itself_when_all_trials_are_done(storms: dict[str, Storm], place: str) -> None:
+    storm = storms[place]
+    assert storm.controller.wait() == 0, storm.study.story()
