@@ -8,11 +8,10 @@ results/step-00000040/done.json             that checkpoint is scored
 results/step-00000040/skipped.json          it is damaged; counts until the checkpoint is written again
 """
 
-import contextlib
 from pathlib import Path
 from typing import Any
 
-from orchestrate.checkpoint_files import MANIFEST, list_checkpoints, read_manifest, step_of
+from orchestrate.checkpoint_files import MANIFEST, list_checkpoints, newest_first, read_manifest, step_of
 from orchestrate.runs import RunDir, read_json, write_json
 
 # The final weights, among the names of checkpoints.
@@ -66,11 +65,7 @@ def num_scores(run: RunDir) -> int:
 
 
 def checkpoint_scores(run: RunDir) -> dict[int, dict[str, Any]]:
-    """Read the records of the checkpoints that are scored, by step."""
-    records = {}
-    with contextlib.suppress(FileNotFoundError):
-        for path in sorted(run.results.glob(f"step-*/{DONE}")):
-            record = read_json(path)
-            if record is not None:
-                records[step_of(path.parent.name)] = record
-    return records
+    """Read the records of the checkpoints that are scored, by step; a damaged one is left out."""
+    names = reversed(newest_first(path.name for path in run.results.glob("step-*")))
+    records = {step_of(name): read_json(scores_folder(run, name) / DONE) for name in names}
+    return {step: record for step, record in records.items() if record is not None and "metrics" in record}

@@ -94,7 +94,7 @@ class Life:
     """
 
     def __init__(self, job: RunDir, *, rank: int, world_size: int) -> None:
-        self._job, self.is_main = job, rank == 0
+        self._job, self.is_main, self.holds_lock = job, rank == 0, False
         self.attempt = int(os.environ.get("ORCHESTRATE_ATTEMPT", 1))
         self._is_numbered = "ORCHESTRATE_ATTEMPT" in os.environ  # a worker started by hand takes no number
         self.record = RankRecord(job, attempt=self.attempt, rank=rank)
@@ -113,7 +113,10 @@ class Life:
     def leaving(self, code: int, reason: str) -> None:
         """Write the last words of a process that a watch ends."""
         self.record.write(code, reason)
-        self.heartbeat.update(exit_code=code, stop_reason=reason if code == Exit.CONTINUE else "")
+        if not self.holds_lock:
+            return  # the files may be somebody else's
+        stopped = {"state": "stopped", "stop_reason": reason} if code == Exit.CONTINUE else {"state": "failed"}
+        self.heartbeat.update(exit_code=code, **stopped)
         with contextlib.suppress(OSError):
             self.heartbeat.beat()
 
@@ -135,6 +138,7 @@ def _work(run: RunDir, job: RunDir, stop: StopWatch, life: Life, *, stage: str) 
     heartbeat = life.heartbeat
     lock: AbstractContextManager[None] = _locked(job, own=life.attempt) if life.is_main else nullcontext()
     with lock:
+        life.holds_lock = True
         heartbeat.update(state="starting")
         heartbeat.beat()
         heartbeat.start()

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 import sys
 import time
-from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import cache, cached_property
@@ -20,17 +18,14 @@ from orchestrate.launchers.base import (
     STAGES,
     JobState,
     LaunchPlan,
-    Phase,
     RunSpec,
     TryLaterError,
     is_job_name,
     job_folder,
-    trial_of,
     worker_environment,
 )
 from orchestrate.launchers.slurm_arrays import ArrayFolders
-from orchestrate.launchers.slurm_commands import COMMAND_NOT_FOUND, Answer, Commands, SlurmCommands
-from orchestrate.launchers.slurm_queue import ACCOUNTING_FORMAT, QUEUE_FORMAT, Row, Run, parse_accounting, parse_queue
+from orchestrate.launchers.slurm_commands import Commands, SlurmCommands, why_silent
 from orchestrate.launchers.slurm_refusals import refusal
 from orchestrate.launchers.slurm_script import (
     SCRIPT_NAME,
@@ -40,7 +35,8 @@ from orchestrate.launchers.slurm_script import (
     job_script,
     script_path,
 )
-from orchestrate.launchers.slurm_state import Records, Sight, job_state, read_records, submission_file
+from orchestrate.launchers.slurm_state import submission_file
+from orchestrate.launchers.slurm_watch import SlurmWatch
 from orchestrate.runs import RunDir, read_json, write_json, write_text
 
 if TYPE_CHECKING:
@@ -49,10 +45,6 @@ if TYPE_CHECKING:
 WORKER = ("-m", "orchestrate.worker")
 # Ids in one request; a command line holds some 100,000 characters.
 _IDS_AT_ONCE = 200
-# Accounting may lag behind by minutes, and may never have heard of a job: so often it is asked about each attempt.
-_QUESTIONS = 20
-# Before the start of the oldest run in question: clocks differ.
-_CLOCK_SECONDS = 300.0
 
 
 class SlurmLauncher:
@@ -79,15 +71,12 @@ class SlurmLauncher:
     ) -> None:
         self._cluster, self._options = cluster, cluster.slurm
         self._trials = runs.absolute() / "trials"
-        # Another folder may hold the same trial, whose job has the same name.
         self._mark = hashlib.sha256(str(runs.resolve()).encode()).hexdigest()[:8]
         self._arrays = ArrayFolders(runs.absolute() / "arrays")
         self._worker = worker
         self._commands: Commands = commands or SlurmCommands()
         self._clock = clock
-        self._has_accounting = True
-        self._settled: defaultdict[str, set[int]] = defaultdict(set)
-        self._questions: Counter[tuple[str, int]] = Counter()
+        self._watch = SlurmWatch(self._trials, self._arrays, mark=self._mark, commands=self._commands, clock=clock)
 
     @property
     def poll_seconds(self) -> float:
@@ -96,12 +85,16 @@ class SlurmLauncher:
 
     @cached_property
     def array_size(self) -> int:
-        """Most jobs of an array; 0 if the config wants none, or has jobs of several ranks."""
-        if not self._options.arrays or self._cluster.resources.ranks != 1:
+        """Most jobs of an array; 0 if the config wants none, or has no jobs of one rank."""
+        if not self._options.arrays or not self._has_small_jobs:
             return 0
         answer = self._commands.run("scontrol", "show", "config")
         sizes = re.findall(r"(?:MaxArraySize\s*=\s*|max_array_tasks=)(\d+)", answer.out)
         return min(map(int, sizes), default=0)
+
+    @property
+    def _has_small_jobs(self) -> bool:
+        return any(self._cluster.stage_resources(stage).ranks == 1 for stage in STAGES)
 
     def plan(self, spec: RunSpec) -> LaunchPlan:
         """Decide everything about a submission, doing nothing."""
@@ -141,7 +134,7 @@ class SlurmLauncher:
                 return (f"{str(folder)!r}: Slurm takes no such name of a folder; choose one of plain letters",)
         asked = self._commands.run("scontrol", "--oneliner", "show", "partition")
         if asked.code:
-            return (f"cluster: launcher: slurm: {_why_silent(asked)}",)
+            return (f"cluster: launcher: slurm: {why_silent(asked)}",)
         stages = STAGES if self._cluster.evaluate else STAGES[:1]
         return tuple(filter(None, (self._stage_problem(stage) for stage in stages)))
 
@@ -153,8 +146,10 @@ class SlurmLauncher:
         return "" if error is None or isinstance(error, TryLaterError) else str(error)
 
     def warnings(self, *, parallel: int) -> tuple[str, ...]:
-        """Say nothing: jobs that find no room wait in the queue."""
-        return ()
+        """Say what the config asks for in vain; jobs that find no room wait in the queue."""
+        if not self._options.arrays or self._has_small_jobs:
+            return ()
+        return ("slurm.arrays: only jobs of one rank are submitted as arrays, and there are none",)
 
     def judge(self, plan: LaunchPlan) -> str:
         """Return what `sbatch --test-only` says."""
@@ -213,10 +208,13 @@ class SlurmLauncher:
     def _prepared(self, plan: LaunchPlan) -> Path:
         """Write what a job needs before it starts, and that it will be submitted; return its script."""
         run = RunDir(plan.run_dir)
-        (run.path / "logs").mkdir(parents=True, exist_ok=True)  # Slurm drops output for which there is no folder
-        run.stop_file.unlink(missing_ok=True)  # of the job before
-        write_text(script_path(run.path), plan.script)
-        self._note(plan, "")
+        try:
+            (run.path / "logs").mkdir(parents=True, exist_ok=True)  # Slurm drops output for which there is no folder
+            run.stop_file.unlink(missing_ok=True)  # of the job before
+            write_text(script_path(run.path), plan.script)
+            self._note(plan, "")
+        except OSError as error:
+            raise LaunchError(f"{plan.name}: {run.path} cannot be written: {error.strerror}") from error
         return script_path(run.path)
 
     def _note(self, plan: LaunchPlan, job: str) -> None:
@@ -227,86 +225,7 @@ class SlurmLauncher:
 
     def poll(self, names: Iterable[str]) -> dict[str, JobState]:
         """Return the state of the latest job of each name, with one squeue and at most one sacct for all of them."""
-        asked = list(dict.fromkeys(names))
-        now = self._clock()
-        try:
-            queue = self._queue()
-        except TryLaterError as error:
-            return {name: JobState(Phase.UNKNOWN, "", 0, str(error)) for name in asked}
-        rows = defaultdict(list)
-        for row in queue:
-            rows[row.name].append(row)
-        # A trial that never began has no folder; one listing says it of thousands.
-        begun = {path.name for path in os.scandir(self._trials)} if self._trials.exists() else set()
-        known = [name for name in asked if name in rows or trial_of(name) in begun]
-        sights = {name: self._sight(name, rows.get(name, ()), now) for name in known}
-        accounting = self._account(sights)
-        states = {
-            name: job_state(replace(sight, accounting=accounting.get(name, ()))) for name, sight in sights.items()
-        }
-        return {name: state for name, state in states.items() if state is not None}
-
-    def _queue(self) -> list[Row]:
-        """Read all jobs of this user.
-
-        Raises:
-            TryLaterError: squeue did not answer.
-        """
-        user = str(os.getuid())
-        options = ("--noheader", "--array", "--states=all", f"--user={user}", f"--Format={QUEUE_FORMAT}")
-        answer = self._commands.run("squeue", *options)
-        if answer.code:
-            raise TryLaterError(f"squeue: {_why_silent(answer)}")
-        try:
-            own = [row for row in parse_queue(answer.out) if not self._is_foreign(row)]
-            return self._arrays.named(own)
-        except ValueError as error:
-            raise TryLaterError(str(error)) from error
-
-    def _is_foreign(self, row: Row) -> bool:
-        """Tell whether a job works on another folder; one without a mark counts as ours, as sites change comments."""
-        mark = re.search(r"@([0-9a-f]{8})$", row.comment)
-        return mark is not None and mark[1] != self._mark
-
-    def _sight(self, name: str, rows: Sequence[Row], now: float) -> Sight:
-        folder = job_folder(self._trials, name)
-        records = read_records(folder, self._settled[name])
-        self._settle(name, records)
-        return Sight(rows, records.runs, records.next_attempt, records.submission, now, records.dropped)
-
-    def _settle(self, name: str, records: Records) -> None:
-        """Remember which attempts have nothing more to tell."""
-        for run in records.runs[:-1]:
-            if run.verdict or run.tells_why or self._questions[name, run.number] >= _QUESTIONS:
-                self._settled[name].add(run.number)
-
-    def _account(self, sights: dict[str, Sight]) -> dict[str, list[Run]]:
-        """Ask accounting about all runs whose end is not explained; where there is no accounting, only once."""
-        since, asked = self._clock(), defaultdict(set)
-        for name, sight in sights.items():
-            for number, job, time_ in _questions(sight):
-                if self._questions[name, number] < _QUESTIONS:
-                    self._questions[name, number] += 1
-                    since = min(since, time_)
-                    asked[name].add(job)
-        if not asked or not self._has_accounting:
-            return {}
-        runs = self._accounting(since - _CLOCK_SECONDS)
-        found = {name: [run for job in jobs for run in runs.get(job, ())] for name, jobs in asked.items()}
-        return {name: list(dict.fromkeys(own)) for name, own in found.items()}
-
-    def _accounting(self, since: float) -> dict[str, list[Run]]:
-        start = time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(since))
-        what = ("--allocations", "--duplicates", f"--user={os.getuid()}", f"--starttime={start}")
-        answer = self._commands.run("sacct", *what, "--noheader", "--parsable2", f"--format={ACCOUNTING_FORMAT}")
-        if answer.code:
-            self._has_accounting = "disabled" not in answer.complaint and answer.code != COMMAND_NOT_FOUND
-            return {}
-        runs = defaultdict(list)
-        for run in parse_accounting(answer.out):
-            for job in {run.job, run.raw_job}:
-                runs[job].append(run)
-        return runs
+        return self._watch.states(names)
 
     def release(self, jobs: Iterable[str]) -> None:
         """Clear the hold of about two minutes that Slurm puts on a job that was requeued."""
@@ -320,12 +239,14 @@ class SlurmLauncher:
         Raises:
             TryLaterError: Slurm does not answer; stop files are written, which running jobs see by themselves.
         """
-        wanted, queue = set(jobs), self._queue()
-        names = {row.name for row in queue if row.job in wanted or row.raw_job in wanted}
+        wanted, queue = set(jobs), self._watch.queue()
+        names = {row.name for row in queue if row.job in wanted}
         now = self._clock()
         rows = [row for row in queue if row.name in names and is_job_name(row.name)]
         for name in {row.name for row in rows if not row.final(now)}:
-            job_folder(self._trials, name).stop_file.touch()  # nobody continues a job that has one
+            stop_file = job_folder(self._trials, name).stop_file
+            stop_file.parent.mkdir(parents=True, exist_ok=True)
+            stop_file.touch()  # nobody continues a job that has one
         self._scancel([row.job for row in rows if row.queued(now)], "--state=PENDING")
         self._scancel([row.job for row in rows if row.running], "--state=RUNNING", "--signal=USR1")
 
@@ -353,25 +274,11 @@ def _rank_logs(folder: Path, job: str) -> Iterator[Path]:
             yield from sorted(logs, key=lambda path: int(path.stem.partition("-")[2]))
 
 
-def _questions(sight: Sight) -> Iterator[tuple[int, str, float]]:
-    """List what only accounting may know: the number of an attempt, its job, and a time before which it did not run."""
-    for run in sight.open_runs:
-        yield run.number, run.job, run.started
-    if (gone := sight.vanished) is not None:
-        yield sight.next_attempt, gone.job, gone.time
-
-
 def _chunks(jobs: Iterable[str]) -> Iterator[list[str]]:
     left = list(jobs)
     while left:
         yield left[:_IDS_AT_ONCE]
         left = left[_IDS_AT_ONCE:]
-
-
-def _why_silent(answer: Answer) -> str:
-    if answer.code == COMMAND_NOT_FOUND:
-        return "there is no Slurm on this host; run this on a login node of the cluster"
-    return f"Slurm does not answer: {answer.complaint}"
 
 
 def _nothing() -> None:

@@ -93,3 +93,10 @@ def _is_of_a_job(key: str) -> bool:
     if key in _NOT_OF_A_JOB:
         return False
     return key in _JOB_VARIABLES or key.startswith(_OF_SLURM + _OF_RANKS)
+
+
+def why_silent(answer: Answer) -> str:
+    """Say in words why a question got no answer."""
+    if answer.code == COMMAND_NOT_FOUND:
+        return "there is no Slurm on this host; run this on a login node of the cluster"
+    return f"Slurm does not answer: {answer.complaint}"

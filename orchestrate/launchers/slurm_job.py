@@ -13,6 +13,7 @@ write the record of the end
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import signal
 import socket
@@ -211,7 +212,8 @@ class Keeper:
 
     def _run_ranks(self, times: Times, mark: int) -> Ending:
         logs = self._logs(self._attempt)
-        logs.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(OSError):  # srun names a folder that it cannot write into
+            logs.mkdir(parents=True, exist_ok=True)
         words = [word.replace("{attempt}", str(self._attempt)) for word in self._options.words]
         print(f"attempt {self._attempt} on {', '.join(self._job.nodes)}", flush=True)
         try:

@@ -49,7 +49,7 @@ def rank_environment(environment: Mapping[str, str], *, address: Callable[[Mappi
         "WORLD_SIZE": str(_number(environment, "SLURM_NTASKS")),
         "LOCAL_RANK": str(_number(environment, "SLURM_LOCALID")),
         "LOCAL_WORLD_SIZE": str(_local_ranks(environment)),
-        "MASTER_ADDR": address(environment),
+        "MASTER_ADDR": "127.0.0.1" if nodes == 1 else address(environment),
         "MASTER_PORT": _text(environment, "MASTER_PORT"),
         "ORCHESTRATE_NODE": node,
         "ORCHESTRATE_GPUS": environment.get("SLURM_STEP_GPUS") or environment.get("SLURM_JOB_GPUS", ""),

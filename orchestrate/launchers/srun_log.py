@@ -4,7 +4,9 @@ srun: error: m1: tasks 0-1: Exited with exit code 75
 srun: launch/slurm: _step_signal: Terminating StepId=3.0        from here on tasks were told to end
 srun: error: m2: task 2: Killed
 srun: error: Node failure on m2
+srun: error: Task launch for StepId=3.0 failed on node m2: Communication connection failure
 slurmstepd-m1: error: *** STEP 3.0 ON m1 CANCELLED AT 2026-01-31T10:00:00 DUE TO TIME LIMIT ***
+[2026-01-31T10:00:00.765] error: *** JOB 3 ON m1 CANCELLED AT 2026-01-31T10:00:00 DUE TO TIME LIMIT ***    newer Slurm
 """
 
 import re
@@ -23,12 +25,17 @@ _HINTS = (
     (re.compile(r"DUE TO NODE FAILURE|error: Node failure on|(?i:node_fail)"), NODE_FAILURE),
     (re.compile(r"DUE TO JOB REQUEUE"), PREEMPTED),  # by a person or a scheduler: Slurm starts it again by itself
     (re.compile(r"exceeded memory limit|[Oo]om[-_ ][Kk]ill|: Out Of Memory$"), OUT_OF_MEMORY),
+    (re.compile(r"error: Task launch for \S+ failed on node"), INFRASTRUCTURE),
 )
+# Older step daemons begin with their name, newer ones with the time in a script's output.
+_SLURMS = re.compile(r"^\s*(?:srun:|slurmstepd|\[\d{4}-\d\d-\d\dT[\d:.]+\] error: )")
 _TASKS = re.compile(r"^srun: error: (?P<nodes>[^\s:]+): tasks? (?P<tasks>[\d,-]+): (?P<end>.*)$")
 _EXITED = re.compile(r"^Exited with exit code (\d+)")
 _TOLD_TO_END = re.compile(r"Terminating (?:StepId|JobId|job step)|[Ff]orcing job termination|Job step aborted")
 _LOST_NODE = re.compile(r"error: Node failure on (\S+)")
-_CANCELLED = re.compile(r"\*\*\* (?:JOB|STEP) \S+ ON \S+ CANCELLED AT \S+ \*\*\*")
+_NOT_LAUNCHED = re.compile(r"error: Task launch for \S+ failed on node ([^\s:]+)")
+# Newer daemons add the signal. DUE TO TASK FAILURE is what srun itself does after the first bad end.
+_CANCELLED = re.compile(r"\*\*\* (?:JOB|STEP) \S+ ON \S+ CANCELLED AT \S+ (?:DUE to SIGNAL .*)?\*\*\*")
 _NO_STEP = re.compile(r"^srun: (?:error|fatal): (.*)$")
 _SIGNALS = {signal.strsignal(number): number for number in signal.valid_signals()}
 
@@ -58,6 +65,7 @@ class SrunLog:
         hint: what Slurm did: one of the causes above, or empty.
         cancelled: whether it says that job or step was cancelled, and not why; a failing task causes that too.
         lost_nodes: nodes that Slurm says have failed.
+        not_launched: nodes on which no task could be started.
         evidence: line that `hint` is from, or the last complaint of srun itself.
     """
 
@@ -66,6 +74,7 @@ class SrunLog:
     hint: str = ""
     cancelled: bool = False
     lost_nodes: tuple[str, ...] = ()
+    not_launched: tuple[str, ...] = ()
     evidence: str = ""
 
 
@@ -79,19 +88,24 @@ def parse_srun_log(lines: Iterable[str]) -> SrunLog:
         if first is None and _TOLD_TO_END.search(line):
             first = [*ends]
     hint, evidence = _find_hint(told)
-    lost = [name for line in told for found in _LOST_NODE.finditer(line) for name in expand_hosts(found[1])]
     return SrunLog(
         ends=tuple(ends),
         first=tuple(ends if first is None else first),
         hint=hint,
         cancelled=any(_CANCELLED.search(line) for line in told),
-        lost_nodes=tuple(dict.fromkeys(lost)),
+        lost_nodes=_nodes(_LOST_NODE, told),
+        not_launched=_nodes(_NOT_LAUNCHED, told),
         evidence=evidence or _last_complaint(told),
     )
 
 
 def _is_slurms(line: str) -> bool:
-    return line.lstrip().startswith(("srun:", "slurmstepd"))
+    return _SLURMS.match(line) is not None
+
+
+def _nodes(pattern: re.Pattern[str], lines: list[str]) -> tuple[str, ...]:
+    named = [name for line in lines for found in pattern.finditer(line) for name in expand_hosts(found[1])]
+    return tuple(dict.fromkeys(named))
 
 
 def _task_ends(line: str) -> list[TaskEnd]:

@@ -22,6 +22,7 @@ import subprocess
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +33,11 @@ from orchestrate.runs import RunDir, read_json, write_json
 PACKAGES = ("orchestrate", "ssl_methods")
 # What a build leaves beside the sources, which git ignores.
 _BUILT = "ssl_methods/*.so"
-# Larger files that git does not track are data.
+# Larger files that git does not track are data, and so are many.
 _LARGEST_UNTRACKED_BYTES = 5_000_000
+_MOST_UNTRACKED_BYTES, _MOST_UNTRACKED_FILES = 200_000_000, 5_000
+# What marks a folder that holds no code of the user's: results of ours, a virtual environment.
+_MARKS = ("store.sqlite", "pyvenv.cfg")
 _DIGITS = 12
 _GIT_SECONDS = 60
 
@@ -82,7 +86,7 @@ def plan_freeze(runs: Path, *, root: Path | None = None) -> FrozenCode:
     Raises:
         RunDirError: the code cannot be read.
     """
-    source = _source(root or checkout())
+    source = _source(root or checkout(), runs)
     return _described(runs, source, {name: _facts(source.root / name) for name in source.files})
 
 
@@ -100,7 +104,7 @@ def freeze(runs: Path, *, root: Path | None = None) -> FrozenCode:
     if _is_whole(code.path.parent):
         return code
     try:
-        return _write(runs, _source(root or checkout()))
+        return _write(runs, _source(root or checkout(), runs))
     except OSError as error:
         raise RunDirError(
             f"{code.path.parent}: cannot be written: {error.strerror}; choose another folder with --runs, "
@@ -149,20 +153,42 @@ def _folder(runs: Path, digest: str) -> Path:
     return runs.absolute() / "code" / digest
 
 
-def _source(root: Path) -> _Source:
-    """List the files of a checkout, or the packages alone where git knows nothing of them."""
+def _source(root: Path, runs: Path) -> _Source:
+    """List the files of a checkout but those in `runs`, or the packages alone where git knows nothing of them."""
     if _git(root, "ls-files", "--error-unmatch", f"{PACKAGES[0]}/__init__.py") is None:
         found = (path for package in PACKAGES for path in (root / package).rglob("*"))
         sources = (path for path in found if "__pycache__" not in path.parts)
         return _Source(root, tuple(sorted(_relative(root, sources))), (), commit=None, dirty=False)
     tracked = _lines(_git(root, "ls-files", "-z"))
-    others = _lines(_git(root, "ls-files", "-z", "--others", "--exclude-standard"))
-    untracked = tuple(name for name in others if _is_small(root / name))
+    untracked = _untracked(root, runs)
     built = _relative(root, root.glob(_BUILT))
     files = {name for name in (*tracked, *untracked, *built) if (root / name).is_file()}
     commit = (_git(root, "rev-parse", "HEAD") or b"").decode().strip() or None
     dirty = bool(untracked) or _git(root, "diff", "--quiet", "HEAD", "--", ".") is None
     return _Source(root, tuple(sorted(files)), untracked, commit, dirty)
+
+
+def _untracked(root: Path, runs: Path) -> tuple[str, ...]:
+    """List the files that git neither tracks nor ignores, and that may be code.
+
+    Raises:
+        RunDirError: they are too many to be code.
+    """
+
+    @cache
+    def is_foreign(folder: Path) -> bool:
+        own = folder == runs.absolute() or any((folder / mark).exists() for mark in _MARKS)
+        return folder != root and (own or is_foreign(folder.parent))
+
+    others = _lines(_git(root, "ls-files", "-z", "--others", "--exclude-standard"))
+    names = tuple(name for name in others if not is_foreign((root / name).parent) and _is_small(root / name))
+    size = sum((root / name).stat().st_size for name in names)
+    if size > _MOST_UNTRACKED_BYTES or len(names) > _MOST_UNTRACKED_FILES:
+        raise RunDirError(
+            f"{root}: {len(names)} files of {size / 1e6:.0f} MB that git does not track would be copied with the code, "
+            f"such as {names[0]}; list their folders in .gitignore, or write `code: live` in the cluster file"
+        )
+    return names
 
 
 def _relative(root: Path, paths: Iterable[Path]) -> Iterator[str]:

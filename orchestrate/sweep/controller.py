@@ -127,7 +127,7 @@ class Controller:
         evaluates = self._cluster.evaluate is not None
         seen, jobs = look(self._runs, open_ids, self._launcher, evaluates=evaluates, others=others)
         self._tell_silence([job for name, job in jobs.items() if trial_of(name) in self._trials])
-        self._completed |= {trial_id: view for trial_id, view in seen.items() if view.done and not view.live_jobs}
+        self._completed |= {trial_id: view for trial_id, view in seen.items() if view.done and view.is_settled}
         whole = {trial_id: seen.get(trial_id) or self._completed[trial_id] for trial_id in self._trials}
         return whole, {name: jobs[name] for name in others if name in jobs and jobs[name].live}
 

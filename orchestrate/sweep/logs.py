@@ -47,6 +47,7 @@ class TrialLogs:
         self._name = job_name(trial.id, stage)
         self._folder = job_folder(runs / "trials", self._name)
         self._rank, self._attempt = rank, attempt
+        self._read_up_to: dict[Path, int] = {}
         numbers = attempt_numbers(self._folder)
         if not numbers:
             never = "was never started" if stage == "pretrain" else "has no job that only evaluates"

@@ -94,6 +94,12 @@ class Observed:
         return tuple(view.job for view in views if view is not None and view.job is not None and view.live)
 
     @property
+    def is_settled(self) -> bool:
+        """Whether no job of any stage lives, and the launcher had an answer to that."""
+        views = [view for view in (self, self.evaluation) if view is not None]
+        return not self.live_jobs and not any(view.is_unknown for view in views)
+
+    @property
     def num_places(self) -> int:
         """Count the jobs of every stage that live, or may live."""
         return self.holds_place + (self.evaluation is not None and self.evaluation.holds_place)

@@ -167,6 +167,8 @@ def _due(desired: Desired, seen: Mapping[str, Observed], now: float) -> list[tup
     found = []
     for trial in desired.trials:
         view, place = seen[trial], assess(seen[trial])
+        if view.is_unknown:
+            continue
         if desired.evaluates and view.trained:
             candidates = [(0, assess_evaluation(view), "evaluate")]
         else:

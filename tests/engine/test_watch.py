@@ -83,6 +83,27 @@ def test_process_that_cannot_stop_shows_its_stacks_and_ends_as_a_hang(tmp_path: 
     assert time.monotonic() - began < 10
 
 
+STUCK = BLOCKED.replace("grace_seconds=", "leaving=last_words, grace_seconds=").replace(
+    "stop = Stop", "def last_words(code, reason): print(int(code), reason, flush=True); time.sleep(60)\nstop = Stop"
+)
+
+
+def test_last_words_are_said_and_a_disk_that_takes_none_holds_nobody(tmp_path: Path) -> None:
+    process = started(STUCK, tmp_path / "stop", grace_seconds=0.1)
+    process.send_signal(signal.SIGTERM)
+    out, _ = process.communicate(timeout=30)  # not the 60 s of the disk
+    assert process.returncode == 86
+    assert out.startswith("86 asked to stop (SIGTERM), but no step ended for 0 s")
+
+
+def test_only_the_rank_that_looks_for_the_stop_file_sees_it(tmp_path: Path) -> None:
+    code = PROLOG.replace("Path(sys.argv[1])", "None") + "time.sleep(1.2); print(stop.requested)"
+    process = started(code, tmp_path / "stop")
+    (tmp_path / "stop").touch()
+    out, _ = process.communicate(timeout=20)
+    assert out.strip() == "False"
+
+
 def test_signal_to_a_forked_worker_stops_nothing(tmp_path: Path) -> None:
     process = started(FORKING, tmp_path / "stop")
     out, _ = process.communicate(timeout=20)

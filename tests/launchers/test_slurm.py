@@ -226,7 +226,6 @@ def test_thousands_of_ids_do_not_make_one_command_line(runs: Path, slurm: TextSl
 
 
 def test_cancel_saves_what_runs_and_drops_what_waits_of_the_same_trial(runs: Path, slurm: TextSlurm) -> None:
-    (runs / "trials" / TRIAL).mkdir()
     slurm.queue(
         [
             queue_line("7", NAME, "RUNNING"),
@@ -240,6 +239,15 @@ def test_cancel_saves_what_runs_and_drops_what_waits_of_the_same_trial(runs: Pat
     assert ("scancel", "--state=RUNNING", "--signal=USR1", "7") in slurm.asked
     assert slurm.count("scancel") == 2
     assert (runs / "trials" / TRIAL / "stop").exists()  # for the keeper: nobody goes on
+
+
+def test_cancel_of_one_element_of_an_array_leaves_the_others(runs: Path, slurm: TextSlurm) -> None:
+    jobs = launcher(runs, slurm, config(slurm={"arrays": True}, resources={}))
+    jobs.submit_array([planned(jobs, runs, f"{number:016x}") for number in range(2)])
+    array = next(word.removeprefix("--job-name=") for word in slurm.scripts[0].split() if "--job-name=" in word)
+    slurm.queue([queue_line("100_0", array, "PENDING"), queue_line("100_1", array, "PENDING")])
+    jobs.cancel(["100_1"])
+    assert slurm.last("scancel") == ("scancel", "--state=PENDING", "100_1")
 
 
 def test_next_submission_takes_the_stop_file_away(runs: Path, slurm: TextSlurm) -> None:
@@ -284,7 +292,10 @@ def test_arrays_are_for_jobs_of_one_rank_if_wanted(runs: Path, slurm: TextSlurm)
     wanted = {"arrays": True}
     assert launcher(runs, slurm).array_size == 0
     assert launcher(runs, slurm, config(slurm=wanted)).array_size == 0
+    assert launcher(runs, slurm, config(slurm=wanted)).warnings(parallel=1)
+    assert launcher(runs, slurm, config(slurm=wanted, evaluate={})).array_size == 1001  # jobs of one rank
     one = config(slurm=wanted, resources={})
+    assert launcher(runs, slurm, one).warnings(parallel=1) == ()
     assert launcher(runs, slurm, one).array_size == 1001
     slurm.answers["scontrol"] = Answer(0, out="MaxArraySize = 1001\nSchedulerParameters = x,max_array_tasks=500\n")
     assert launcher(runs, slurm, one).array_size == 500

@@ -108,7 +108,8 @@ def test_worker_that_cannot_be_run_is_named() -> None:
 
 
 def test_ranks_of_one_node_talk_over_loopback_unless_told_otherwise() -> None:
-    assert made({"SLURM_NNODES": "1"})["GLOO_SOCKET_IFNAME"] == "lo"
+    alone = made({"SLURM_NNODES": "1", "SLURM_LAUNCH_NODE_IPADDR": "unset"})
+    assert (alone["MASTER_ADDR"], alone["GLOO_SOCKET_IFNAME"]) == ("127.0.0.1", "lo")
     assert made({"SLURM_NNODES": "1", "GLOO_SOCKET_IFNAME": "ib0"})["GLOO_SOCKET_IFNAME"] == "ib0"
 
 

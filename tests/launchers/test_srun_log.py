@@ -6,6 +6,8 @@ from orchestrate.launchers.srun_log import SrunLog, TaskEnd, parse_srun_log
 
 CANCELLED = "slurmstepd-m1: error: *** STEP 3.0 ON m1 CANCELLED AT 2026-01-31T10:00:00"
 
+NEWER = "[2026-07-13T18:42:28.765] error: *** JOB 5151058 ON irene4337 CANCELLED AT 2026-07-13T18:42:28"
+
 
 def parse(*lines: str) -> SrunLog:
     return parse_srun_log(lines)
@@ -58,6 +60,12 @@ def test_words_for_ends_become_codes(end: str, code: int) -> None:
         ("slurmstepd: error: Detected 1 oom_kill event in StepId=7.0. Some of the step tasks have", "out of memory"),
         ("slurmstepd: error: Detected 1 oom-kill event(s) in StepId=7.0.", "out of memory"),
         ("srun: error: n1: task 0: Out Of Memory", "out of memory"),
+        (f"{NEWER} DUE TO TIME LIMIT ***", "time limit"),
+        ("[2026-07-13T18:42:28.765] error: Detected 1 oom_kill event in StepId=7.0. Some", "out of memory"),
+        ("srun: error: Task launch for StepId=7.0 failed on node m2: Communication failure", "infrastructure"),
+        (f"{CANCELLED} DUE TO TASK FAILURE ***", ""),
+        (f"{NEWER} DUE to SIGNAL Terminated ***", ""),
+        ("[2026-07-13T18:42:28.765] info: exceeded memory limit, said a worker that keeps the time", ""),
         (f"{CANCELLED} ***", ""),
         ("error: StepId=1.0 exceeded memory limit, said a worker that quotes Slurm", ""),
     ],
@@ -78,6 +86,27 @@ def test_cancelled_step_is_seen_and_nodes_that_failed_are_named() -> None:
     assert log.cancelled
     assert log.lost_nodes == ("m2", "m3")
     assert log.hint == "node failure"
+
+
+@pytest.mark.parametrize(
+    ("line", "cancelled"),
+    [
+        (f"{NEWER} DUE to SIGNAL Terminated ***", True),
+        (f"{NEWER} ***", True),
+        (f"{CANCELLED} DUE TO TASK FAILURE ***", False),
+    ],
+)
+def test_cancellation_is_seen_in_the_words_of_newer_slurm(line: str, cancelled: bool) -> None:
+    assert parse(line).cancelled is cancelled
+
+
+def test_nodes_on_which_no_task_could_be_started_are_named() -> None:
+    log = parse(
+        "srun: error: Task launch for StepId=7.0 failed on node m2: Communication connection failure",
+        "srun: error: Task launch for StepId=7.0 failed on node m4: Zero Bytes were transmitted or received",
+        "srun: error: Application launch failed: Communication connection failure",
+    )
+    assert (log.not_launched, log.lost_nodes, log.hint) == (("m2", "m4"), (), "infrastructure")
 
 
 def test_reason_for_no_step_at_all_is_kept() -> None:

@@ -2,10 +2,13 @@ from __future__ import annotations
 
 import json
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 
 from orchestrate.errors import RunDirError
+from orchestrate.report.csv_files import write_checkpoints
+from orchestrate.report.provenance import origins
 from orchestrate.report.queries import flatten, load_sweep, metric_names, sample_losses
 from orchestrate.runs import RunDir
 from tests.report.conftest import METRIC, FakeSweep
@@ -230,3 +233,32 @@ def test_half_written_and_nonfinite_losses_are_left_out(sweep: FakeSweep) -> Non
 
 def test_no_losses_without_a_file(sweep: FakeSweep) -> None:
     assert sample_losses(RunDir(sweep.trials_dir / "none")) == ()
+
+
+def test_checkpoints_that_were_scored_and_the_commit_that_ran_are_read(sweep: FakeSweep) -> None:
+    trial = sweep.add("barlow_twins", 64, 2, 0)
+    sweep.finish(trial, 0.8)
+    for step in (16, 8):
+        record = {"step": step, "images": 125 * step, "epochs": step / 8, "metrics": {METRIC: 0.01 * step}}
+        sweep.put(trial, f"results/step-{step:08d}/done.json", record)
+    sweep.put_text(trial, "results/step-00000024/done.json", "{")
+    sweep.put(trial, "code.json", {"digest": "0123456789ab", "commit": "fedcba", "dirty": True})
+    read = sweep.write()
+    (row,) = read.trials
+    assert [(point.step, point.epochs, point.metrics) for point in row.checkpoints] == [
+        (8, 1.0, {METRIC: 0.08}),
+        (16, 2.0, {METRIC: 0.16}),
+    ]
+    assert dict(origins(read))["commit"] == "fedcba, with changes that were not committed"
+
+
+def test_scores_of_checkpoints_are_a_table_of_their_own(sweep: FakeSweep, tmp_path: Path) -> None:
+    trial = sweep.add("barlow_twins", 64, 2, 0)
+    record = {"step": 8, "images": 1000, "epochs": 1.0, "metrics": {METRIC: 0.5}}
+    write_checkpoints(tmp_path / "checkpoints.csv", sweep.write())
+    assert not (tmp_path / "checkpoints.csv").exists()
+    sweep.put(trial, "results/step-00000008/done.json", record)
+    write_checkpoints(tmp_path / "checkpoints.csv", sweep.write())
+    header, row = (tmp_path / "checkpoints.csv").read_text().splitlines()
+    assert header == f"trial,method.name,method.embed_dim,train.budget,train.seed,step,images,epochs,{METRIC}"
+    assert row == f"{trial},barlow_twins,64,2ep,0,8,1000,1.0,0.5"

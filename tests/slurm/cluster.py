@@ -5,6 +5,7 @@ import os
 import re
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -69,6 +70,7 @@ class Cluster:
         self.accounting = accounting
         self._options = ["--nodes", str(nodes), "--prefix", "a" if accounting else "m"]
         self._options += ["--accounting"] * accounting + ["--no-preempt-signal"] * (not preempt_signal)
+        self._one_outage = threading.Lock()
         self.environment = {"SLURM_CONF": str(folder / "slurm.conf")}
 
     def up(self) -> None:
@@ -178,11 +180,12 @@ class Cluster:
     @contextlib.contextmanager
     def without_controller(self) -> Iterator[None]:
         """Take slurmctld away for a while."""
-        self.stop_controller()
-        try:
-            yield
-        finally:
-            self.start_controller()
+        with self._one_outage:
+            self.stop_controller()
+            try:
+                yield
+            finally:
+                self.start_controller()
 
     def _controller_pid(self) -> int | None:
         text = (self.folder / "slurmctld.pid").read_text().strip()

@@ -13,8 +13,8 @@ from tests.slurm.studies import Study
 
 # Probes of the reference; every study has others.
 REFERENCE_K = 99
-# Three trials of two nodes each that do not get into each other's way.
-NUM_NODES = 6
+# Three trials at a time have two nodes each; and some for those that were lost or are not trusted any more.
+NUM_NODES = 12
 
 
 def started(*, accounting: bool, preempt_signal: bool) -> Iterator[Cluster]:

@@ -115,7 +115,7 @@ class SimulatedSlurm:
         self._pending: dict[int, SimulatedJob] = {}
         self._running: dict[str, SimulatedJob] = {}
         self._queued_by_name: defaultdict[str, list[int]] = defaultdict(list)
-        self._free = {f"n{number}": self.per_node for number in range(self.nodes)}
+        self._places = [f"n{number}" for number in range(self.nodes)] * self.per_node
         self._shown: dict[int, SimulatedJob] = {}
 
     # Time
@@ -149,30 +149,31 @@ class SimulatedSlurm:
         return job.id
 
     def _start_jobs(self) -> None:
-        places = sum(self._free.values())
+        if not self._places:
+            return
         for job in list(self._pending.values()):
-            if not places:
-                return
             first = self._queued_by_name[job.script.name][0]
             if job.begins > self.now or job.script.name in self._running or first != job.id:
                 continue
-            node = self._choose_node(job)
-            if node:
+            if node := self._take_place(job):
                 self._start(job, node)
-                places -= 1
+            if not self._places:
+                return
 
-    def _choose_node(self, job: SimulatedJob) -> str:
-        for _ in range(8):
-            node = f"n{self.random.randrange(self.nodes)}"
-            if self._free[node] and node not in job.script.exclude:
-                return node
-        return next((node for node, free in self._free.items() if free and node not in job.script.exclude), "")
+    def _take_place(self, job: SimulatedJob) -> str:
+        """Take a random free place on a node that the job does not exclude; empty if a few tries find none."""
+        places = self._places
+        for _ in range(20):
+            index = self.random.randrange(len(places))
+            if places[index] not in job.script.exclude:
+                places[index], places[-1] = places[-1], places[index]
+                return places.pop()
+        return ""
 
     def _start(self, job: SimulatedJob, node: str) -> None:
         del self._pending[job.id]
         assert job.script.name not in self._running, f"{job.script.name}: two live attempts"
         self._running[job.script.name] = job
-        self._free[node] -= 1
         job.state, job.started, job.node, job.ended = "RUNNING", self.now, node, None
         run = PlayedRun(job.script, str(job.id), job.restarts, node, self.now, self.fate(self.random))
         job.run = run
@@ -195,7 +196,7 @@ class SimulatedSlurm:
         assert run is not None and job.started is not None
         job.run, job.ended = None, self.now
         del self._running[job.script.name]
-        self._free[job.node] += 1
+        self._places.append(job.node)
         word = run.play(self.now, lambda: self.take(job.script))
         self.bills.append(Bill(job.id, job.script.name, word, job.started, self.now, job.script.ranks, job.node))
         if word in ("NODE_FAIL", "PREEMPTED"):

@@ -92,9 +92,10 @@ class Trial:
         """Name the causes of the ends of all attempts but that which finished the trial, by number."""
         return {each.number: cause_of(each) for each in self.attempts() if each.exit_code != 0}
 
-    def wait_for_training(self, *, after: int = 0, steps: int = 4) -> Attempt:
+    def wait_for_training(self, *, after: int = 0, steps: int = 4, patience: float = PATIENCE_SECONDS) -> Attempt:
         """Wait until an attempt later than number `after` has taken some steps; return it."""
-        wait_for(lambda: self._trains(after, steps), f"a later attempt than {after} of {self.id} takes {steps} steps")
+        what = f"a later attempt than {after} of {self.id} takes {steps} steps"
+        wait_for(lambda: self._trains(after, steps), what, patience=patience)
         return self.newest_attempt()
 
     def newest_attempt(self) -> Attempt:

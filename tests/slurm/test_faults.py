@@ -5,8 +5,6 @@ Each is hit by several faults in turn: the next one as soon as the attempt after
 """
 
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -14,19 +12,10 @@ import pytest
 from orchestrate.sweep.causes import Cause
 from tests.slurm import faults
 from tests.slurm.cluster import Cluster
-from tests.slurm.faults import Fault
-from tests.slurm.studies import STEPS, Controller, Study, Trial
+from tests.slurm.storm import Case, Storm
+from tests.slurm.studies import STEPS, Study
 
 pytestmark = [pytest.mark.xdist_group("slurm"), pytest.mark.timeout(600)]
-
-
-@dataclass(frozen=True)
-class Case:
-    """A fault, and what the end of the attempt that it hits must be called."""
-
-    name: str
-    fault: Fault
-    cause: Cause
 
 
 # One list a trial. Without accounting, and with a signal before a preemption:
@@ -56,49 +45,9 @@ ACCOUNTED = [
         Case("slurmctld away", faults.lose_controller(), Cause.PREEMPTED),
     ],
 ]
-# A training of a minute meets a limit of a minute with 20 seconds to save; a deaf one hears nothing before the limit.
+# A training of 96 s is asked to save after 90 s; a deaf one hears nothing before its limit of a minute.
 LIMITED = [[Case("time limit", faults.nothing, Cause.TIME_LIMIT)]]
 DEAF = [[Case("deaf until the time limit", faults.freeze_all, Cause.TIME_LIMIT)]]
-LIMIT = {"time_minutes": 1, "lead_seconds": 20}
-LIMITED_PACE = "0.05"
-
-Hits = list[tuple[Case, int]]
-
-
-class Storm:
-    """A sweep, the trials of which are all hit at once."""
-
-    def __init__(self, study: Study, plan: Sequence[Sequence[Case]]) -> None:
-        self.study = study
-        self.plan = plan
-        self.controller: Controller = study.start()
-        self._pool = ThreadPoolExecutor(len(plan))
-        self._hits: list[Future[Hits]] = [
-            self._pool.submit(self._hit, trial, cases) for trial, cases in zip(study.trials, plan, strict=True)
-        ]
-
-    def _hit(self, trial: Trial, cases: Sequence[Case]) -> Hits:
-        hits: Hits = []
-        for case in cases:
-            attempt = trial.wait_for_training(after=hits[-1][1] if hits else 0)
-            hits.append((case, attempt.number))
-            case.fault(trial, attempt)
-        return hits
-
-    def outcome(self, index: int) -> tuple[Trial, Hits]:
-        """Wait until a trial is complete; return it and the attempts that were hit."""
-        trial = self.study.trials[index]
-        try:
-            hits = self._hits[index].result()
-            trial.wait_until_done()
-        except AssertionError as error:
-            raise AssertionError(f"{error}\n{self.controller.said}{trial.story()}") from error
-        return trial, hits
-
-    def end(self) -> None:
-        """End the sweep, whatever became of it."""
-        self.controller.stop()
-        self._pool.shutdown(wait=True, cancel_futures=True)
 
 
 @pytest.fixture(scope="module")
@@ -117,8 +66,14 @@ def storms(
 
     first = {"plain": 1, "accounted": 11, "limited": 21, "deaf": 31}
     found = {
-        "limited": storm("limited", slurm_accounting, LIMITED, slurm=LIMIT, environment={"PACE_SECONDS": LIMITED_PACE}),
-        "deaf": storm("deaf", slurm, DEAF, slurm=LIMIT),
+        "limited": storm(
+            "limited",
+            slurm_accounting,
+            LIMITED,
+            slurm={"time_minutes": 2, "lead_seconds": 30},
+            environment={"PACE_SECONDS": "0.1"},
+        ),
+        "deaf": storm("deaf", slurm, DEAF, slurm={"time_minutes": 1, "lead_seconds": 10}),
         "accounted": storm("accounted", slurm_accounting, ACCOUNTED),
         "plain": storm("plain", slurm, PLAIN),
     }
@@ -144,6 +99,8 @@ def test_training_that_was_hit_ends_with_the_same_weights(
     assert trial.steps() == list(range(1, STEPS + 1))
     causes = trial.causes()
     assert [causes.get(number) for _, number in hits] == [case.cause for case, _ in hits], trial.story()
+    told = storms[place].study.command("why", trial.id)
+    assert [case.cause for case, _ in hits if case.cause not in told] == [], told
 
 
 @pytest.mark.parametrize("place", list(PLANS))

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from orchestrate.errors import RunDirError
 from orchestrate.runs import RunDir, read_json
 from orchestrate.sweep.code import FrozenCode, code_for, code_of, freeze, plan_freeze, renew_code
 
@@ -81,6 +82,34 @@ def test_edits_and_new_files_are_in_the_copy_and_in_the_patch(checkout: Path, ru
     assert not (again / "my plugins/new.py").exists()
 
 
+def test_results_and_environments_in_the_checkout_are_no_code(checkout: Path) -> None:
+    runs = checkout / "results"
+    for name in (
+        "results/trials/1/run.yaml",
+        "old/store.sqlite",
+        "old/trials/1/run.yaml",
+        "venv/pyvenv.cfg",
+        "venv/x.py",
+    ):
+        (checkout / name).parent.mkdir(parents=True, exist_ok=True)
+        (checkout / name).write_text("")
+    first = freeze(runs, root=checkout)
+    assert names(first) == TRACKED | {"ssl_methods/_pixels.so"}
+    assert not first.dirty
+    assert freeze(runs, root=checkout) == first
+
+
+def test_a_heap_of_files_is_refused_with_what_to_do(
+    checkout: Path, runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("orchestrate.sweep.code._MOST_UNTRACKED_FILES", 3)
+    for number in range(4):
+        (checkout / f"photo-{number}.jpg").write_bytes(b"")
+    with pytest.raises(RunDirError, match=r"4 files .* such as photo-0.jpg; list their folders in .gitignore"):
+        freeze(runs, root=checkout)
+    assert not runs.exists()
+
+
 def test_same_code_is_one_folder_and_other_code_another(checkout: Path, runs: Path) -> None:
     first = freeze(runs, root=checkout)
     written = {path: path.stat().st_mtime_ns for path in runs.rglob("*")}
@@ -152,8 +181,6 @@ def test_trial_that_never_began_needs_no_renewal(checkout: Path, runs: Path) -> 
 
 
 def test_runs_folder_that_cannot_be_written_is_told(checkout: Path, tmp_path: Path) -> None:
-    from orchestrate.errors import RunDirError
-
     (tmp_path / "file").write_text("")
     with pytest.raises(RunDirError, match="code: live"):
         freeze(tmp_path / "file", root=checkout)
