@@ -191,7 +191,8 @@ def why(trial: TrialWord, runs: OldRuns = None, as_json: AsJson = False) -> None
     entry = target.trials[0]
     seen = wiring.look(target.record.only([entry.id]), folder)[0][entry.id]
     flags = wiring.runs_flag(folder)
-    explanation = explain(target.record, entry, folder, seen, now=time.time(), flags=flags)
+    hours = wiring.hours_of(target.record, folder)
+    explanation = explain(target.record, entry, folder, seen, now=time.time(), hours=hours, flags=flags)
     if as_json:
         wiring.print_json(asdict(explanation))
     else:
@@ -211,7 +212,7 @@ def logs(
     ] = "pretrain",
     lines: Annotated[int, typer.Option("--lines", "-n", min=0, help="Lines to show from the end.")] = 40,
     follow: Annotated[
-        bool, typer.Option("--follow", "-f", help="Go on while the trial has a job, through all its attempts.")
+        bool, typer.Option("--follow", "-f", help="Go on while the trial has a job or gets another one.")
     ] = False,
     runs: OldRuns = None,
 ) -> None:
@@ -220,7 +221,7 @@ def logs(
     [dim]orchestrate logs 3f2a --rank all --follow[/dim]
     """
     from orchestrate.sweep.find import find_trial
-    from orchestrate.sweep.logs import TrialLogs
+    from orchestrate.sweep.logs import TrialLogs, retries
 
     folder = runs or wiring.DEFAULT_RUNS
     target = find_trial(folder, trial)
@@ -228,7 +229,9 @@ def logs(
     for line in found.last_lines(lines):
         typer.echo(line)
     if follow:
-        for line in found.follow(wiring.launcher_of(target.record, folder)):
+        launcher = wiring.launcher_of(target.record, folder)
+        is_awaited = retries(folder, target.trials[0], launcher, stage=stage)
+        for line in found.follow(launcher, is_awaited=is_awaited):
             typer.echo(line)
 
 
@@ -269,6 +272,14 @@ def resume(
         Path | None,
         typer.Option("--cluster", "-c", metavar="FILE", help="Cluster file (YAML). Default: where it ran before."),
     ] = None,
+    abandon_jobs: Annotated[
+        bool,
+        typer.Option(
+            "--abandon-jobs",
+            help="With --cluster: do not wait for jobs at the old place that nobody can ask about. See first that none "
+            "runs.",
+        ),
+    ] = False,
     watch: Watch = False,
     once: Once = False,
     runs: Runs = None,
@@ -293,7 +304,7 @@ def resume(
     target = wiring.replanned(find_target(folder, word), folder, budget=budget, zero_stage=zero_stage)
     record = target.record.with_cluster(place, cluster.read_text()) if place and cluster else target.record
     only = () if target.whole else tuple(trial.id for trial in target.trials)
-    wanted = wiring.Resume(diverged_too=not target.whole)
+    wanted = wiring.Resume(diverged_too=not target.whole, abandons_jobs=abandon_jobs)
     wiring.make_true(record, folder, watch=watch, once=once, only=only, resume=wanted)
 
 

@@ -6,6 +6,7 @@ import json
 import os
 import shlex
 import sys
+import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -21,9 +22,11 @@ if TYPE_CHECKING:
 
     from orchestrate.launchers.base import Launcher
     from orchestrate.sweep.find import Target
+    from orchestrate.sweep.hours import Hours
     from orchestrate.sweep.interventions import Forgive
     from orchestrate.sweep.observed import Observed
     from orchestrate.sweep.record import SweepRecord
+    from orchestrate.sweep.session import Leave
 
 DEFAULT_RUNS = Path("runs")
 RUNS_VARIABLE = "ORCHESTRATE_RUNS"
@@ -66,6 +69,19 @@ def look(record: SweepRecord, runs: Path) -> tuple[dict[str, Observed], Launcher
     launcher = launcher_of(record, runs)
     evaluates = record.cluster_config().evaluate is not None
     return observe(runs, record.trial_ids, launcher, evaluates=evaluates), launcher
+
+
+def hours_of(record: SweepRecord, runs: Path) -> Hours:
+    """Add up the hours of all trials that a sweep has or had, if it limits them."""
+    from orchestrate.sweep.hours import UNLIMITED, Hours
+    from orchestrate.sweep.observed import rank_hours
+
+    allowed = float(record.limits["gpu_hours"])
+    if not allowed:
+        return UNLIMITED
+    observed, launcher = look(record.only(trial.id for trial in (*record.trials, *record.removed)), runs)
+    live = sum(seen.num_places for seen in observed.values()) * record.ranks
+    return Hours(allowed, rank_hours(observed, time.time()), live=live, next_look_seconds=launcher.poll_seconds)
 
 
 def replanned(target: Target, runs: Path, *, budget: str, zero_stage: int | None) -> Target:
@@ -123,23 +139,38 @@ def _attempt(make: Callable[[], ResultT]) -> ResultT | OrchestrateError:
 
 @dataclass(frozen=True)
 class Resume:
-    """What `orchestrate resume` was asked for; `diverged_too` tries diverged trials again."""
+    """What `orchestrate resume` was asked for.
+
+    Attributes:
+        diverged_too: whether diverged trials are tried again.
+        abandons_jobs: whether jobs are given up that nobody can ask about, at the place that the sweep leaves.
+    """
 
     diverged_too: bool
+    abandons_jobs: bool = False
 
-    def by(self, launcher: Launcher, record: SweepRecord, runs: Path, *, say: Callable[[str], None]) -> Forgive:
-        """Prepare to take trials up again; jobs elsewhere stop first if the sweep moves to another place."""
-        from orchestrate.sweep.record import find_record
-        from orchestrate.sweep.resumption import Resumption, leaves
 
-        before = find_record(runs, record.name)
-        return Resumption(
-            launcher,
-            left=(before, launcher_of(before, runs)) if before and leaves(before, record) else None,
-            renews_code=record.cluster_config().code == "frozen",
-            diverged_too=self.diverged_too,
-            say=say,
-        )
+def _leaving(
+    record: SweepRecord, runs: Path, launcher: Launcher, resume: Resume | None, *, say: Callable[[str], None]
+) -> Leave | None:
+    """Say what has to be done where a sweep was before; None if it stays there."""
+    from orchestrate.sweep.record import find_record
+    from orchestrate.sweep.resumption import Departure, leaves
+
+    before = find_record(runs, record.name)
+    if before is None or not leaves(before, record):
+        return None
+    abandons = resume is not None and resume.abandons_jobs
+    departure = Departure(before, launcher_of(before, runs), launcher, say=say, abandons=abandons)
+    return departure.move if resume else departure.refuse
+
+
+def _forgiving(record: SweepRecord, resume: Resume, *, say: Callable[[str], None]) -> Forgive:
+    """Prepare to take trials up again."""
+    from orchestrate.sweep.resumption import Resumption
+
+    renews_code = record.cluster_config().code == "frozen"
+    return Resumption(renews_code=renews_code, diverged_too=resume.diverged_too, say=say)
 
 
 def make_true(
@@ -172,10 +203,11 @@ def make_true(
     display = (LiveTable if watch else Lines)(record, runs, console())
     launcher = launcher_of(record, runs)
     session = Session(runs, launcher, display, check_data=check_data, write_report=_write_report)
-    forgive = resume.by(launcher, record, runs, say=display.line) if resume else None
+    leave = _leaving(record, runs, launcher, resume, say=display.line)
+    forgive = _forgiving(record, resume, say=display.line) if resume else None
     try:
         with display:
-            is_done = session.make_true(record, once=once, only=only, forgive=forgive)
+            is_done = session.make_true(record, once=once, only=only, leave=leave, forgive=forgive)
     except LeaseHeldError:
         console().print(status_table(record, sweep_status(record, runs, look(record, runs)[0])))
         raise

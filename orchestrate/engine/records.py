@@ -59,7 +59,7 @@ class RankRecord:
     """attempts/<n>/rank-<r>.json: why a rank ends, unless it is done or saved. The first reason stays."""
 
     def __init__(self, run: RunDir, *, attempt: int, rank: int) -> None:
-        self._path = run.attempts / str(attempt) / f"rank-{rank}.json"
+        self._run, self._path = run, run.attempts / str(attempt) / f"rank-{rank}.json"
         self._rank, self._written = rank, False
 
     def write(self, code: int, error: BaseException | str) -> None:
@@ -75,7 +75,8 @@ class RankRecord:
         if isinstance(error, PreflightError) and error.check:
             facts["preflight"] = {"check": error.check, "problem": str(error)}
         try:
-            write_json(self._path, facts)
+            if self._run.path.is_dir():  # made where a file system is not mounted, it would pass for the trial's
+                write_json(self._path, facts)
         except OSError as failure:
             print(f"{self._path}: {failure.strerror}", flush=True)
 

@@ -25,6 +25,9 @@ Leaving = Callable[[int, str], None]
 STOP_SIGNALS = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM)
 _LOOK_EVERY_SECONDS = 0.5
 _LAST_WORDS_SECONDS = 5.0
+_LOOK_FOR_HANGS_EVERY_SECONDS = 2.0
+# A thread on a busy host wakes up late by less.
+_LATE_SECONDS = 1.0
 
 
 def dump_stacks(reason: str) -> None:
@@ -157,6 +160,9 @@ class HangWatch:
     Every rank runs one, so that the stacks of all ranks land in their logs: the one that sits elsewhere than the others
     is the culprit. Nobody is asked and nothing is saved; the last checkpoint serves. The watch needs the interpreter's
     lock, which a thread that waits in a collective, a stream or a system call has given back.
+
+    A scheduler may suspend a job for hours, while the clock goes on. The watch wakes up often, and does not count the
+    time by which it was late.
     """
 
     def __init__(
@@ -195,9 +201,16 @@ class HangWatch:
             self._thread.join()
 
     def _watch(self) -> None:
-        left = self._limit_seconds
-        while not self._closed.wait(left):
-            left = self._last + self._limit_seconds - time.monotonic()
+        every = min(_LOOK_FOR_HANGS_EVERY_SECONDS, self._limit_seconds / 4)
+        woke, asked = time.monotonic(), every
+        while not self._closed.wait(asked):
+            before, woke = woke, time.monotonic()
+            late = woke - before - asked
+            if late > _LATE_SECONDS:
+                self._last = min(woke, self._last + late)
+            left = self._last + self._limit_seconds - woke
+            # To the moment, as all ranks do: the first that ends breaks the collective in which the others wait.
+            asked = min(every, left)
             if left <= 0:
                 reason = self._reason()
                 self._dump(reason)

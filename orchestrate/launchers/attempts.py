@@ -13,6 +13,7 @@ from orchestrate.runs import RunDir, read_json
 
 # Time before the end of a job at which its workers save, where its record does not say.
 DEFAULT_LEAD_SECONDS = 120.0
+_START, _END, _VERDICT = ".start.json", ".end.json", ".verdict.json"
 
 
 @dataclass(frozen=True)
@@ -98,22 +99,43 @@ def jobs_folder(run: RunDir) -> Path:
 
 def job_file(run: RunDir, attempt: int) -> Path:
     """Record of the start of an attempt's job; written by whatever keeps the job."""
-    return jobs_folder(run) / f"{attempt}.start.json"
+    return jobs_folder(run) / f"{attempt}{_START}"
 
 
 def exit_file(run: RunDir, attempt: int) -> Path:
     """Record of the end of an attempt's job; written by whatever kept it."""
-    return jobs_folder(run) / f"{attempt}.end.json"
+    return jobs_folder(run) / f"{attempt}{_END}"
 
 
 def verdict_file(run: RunDir, attempt: int) -> Path:
     """Record of what the scheduler said of the end of an attempt; written by the controller."""
-    return jobs_folder(run) / f"{attempt}.verdict.json"
+    return jobs_folder(run) / f"{attempt}{_VERDICT}"
+
+
+def submission_file(run: RunDir) -> Path:
+    """Record of the last job that was submitted to a scheduler, with its id and the time; written by the launcher."""
+    return jobs_folder(run) / "submitted.json"
 
 
 def job_numbers(run: RunDir) -> list[int]:
     """List the attempts that have a job, in order."""
-    return sorted(_numbers(_names(jobs_folder(run)), ".start.json"))
+    return sorted(_numbers(_names(jobs_folder(run)), _START))
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """The numbers of the attempts of a folder: those that have a job, those that are used, those with a verdict."""
+
+    jobs: tuple[int, ...]
+    used: tuple[int, ...]
+    judged: frozenset[int]
+
+
+def list_numbers(run: RunDir) -> Numbers:
+    """List all numbers at once, which matters where there are thousands of folders."""
+    records = _names(jobs_folder(run))
+    judged = frozenset(_numbers(records, _VERDICT)) if records else frozenset()
+    return Numbers(tuple(sorted(_numbers(records, _START))), tuple(_used(records, _names(run.attempts))), judged)
 
 
 def attempt_numbers(run: RunDir) -> list[int]:
@@ -150,16 +172,17 @@ def _numbers(names: set[str], ending: str) -> Iterator[int]:
 
 
 def _used(records: set[str], workers: set[str]) -> list[int]:
-    kept = {*_numbers(records, ".start.json"), *_numbers(records, ".verdict.json")}
+    kept = {*_numbers(records, _START), *_numbers(records, _VERDICT)}
     return sorted({*kept, *_numbers(workers, ".json")})
 
 
 def _load_attempt(run: RunDir, number: int, there: set[str]) -> AttemptRecord:
-    def read(path: Path) -> dict[str, Any]:
-        return (read_json(path) or {}) if path.name in there else {}
+    def read(folder: Path, name: str) -> dict[str, Any]:
+        return (read_json(folder / name) or {}) if name in there else {}
 
-    job, end = read(job_file(run, number)), read(exit_file(run, number))
-    worker, verdict = read(run.attempt_file(number)), read(verdict_file(run, number))
+    kept = jobs_folder(run)
+    job, end = read(kept, f"{number}{_START}"), read(kept, f"{number}{_END}")
+    worker, verdict = read(run.attempts, f"{number}.json"), read(kept, f"{number}{_VERDICT}")
     if not job:
         end = {"exit_code": worker.get("exit_code")}
     failed_rank = end.get("failed_rank")

@@ -222,7 +222,9 @@ class JobState:
         evidence: why the launcher says so, in words.
         exit_code: of the whole job, when FINISHED; None if nobody recorded it.
         ended: unix time, when FINISHED.
-        held: queued, and only waiting for a begin time that a requeue has set: `release` starts it sooner.
+        held: queued, and only waiting for what `release` ends, such as a begin time that a requeue has set.
+        hold: queued, and waiting for a person who has to type this command; empty if it waits for no one.
+        given_up: with `hold`: its nodes failed to start it again and again, so somebody should see why first.
         verdicts: what the scheduler says of attempts that ended, by their numbers; not of all.
         nodes: where the job runs.
     """
@@ -234,6 +236,8 @@ class JobState:
     exit_code: int | None = None
     ended: float | None = None
     held: bool = False
+    hold: str = ""
+    given_up: bool = False
     verdicts: Mapping[int, Verdict] = field(default_factory=dict)
     nodes: tuple[str, ...] = ()
 
@@ -281,6 +285,9 @@ class Launcher(Protocol):
         Raises:
             TryLaterError, LaunchError: none of them was started; see `submit`.
         """
+
+    def remarks(self) -> tuple[str, ...]:
+        """Say what a person should know about the submissions since the last call."""
 
     def poll(self, names: Iterable[str]) -> dict[str, JobState]:
         """Return the state of the latest job of each name; names never submitted are left out."""

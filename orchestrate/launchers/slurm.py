@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrate.errors import LaunchError
-from orchestrate.launchers.attempts import job_file, job_numbers
+from orchestrate.launchers.attempts import job_file, job_numbers, submission_file
 from orchestrate.launchers.base import (
     STAGES,
     JobState,
@@ -34,8 +34,8 @@ from orchestrate.launchers.slurm_script import (
     excluded_nodes,
     job_script,
     script_path,
+    with_excluded,
 )
-from orchestrate.launchers.slurm_state import submission_file
 from orchestrate.launchers.slurm_watch import SlurmWatch
 from orchestrate.runs import RunDir, read_json, write_json, write_text
 
@@ -76,6 +76,7 @@ class SlurmLauncher:
         self._worker = worker
         self._commands: Commands = commands or SlurmCommands()
         self._clock = clock
+        self._remarks: dict[str, None] = {}
         self._watch = SlurmWatch(self._trials, self._arrays, mark=self._mark, commands=self._commands, clock=clock)
 
     @property
@@ -168,23 +169,9 @@ class SlurmLauncher:
             TryLaterError: Slurm does not answer, or takes no more jobs now.
             LaunchError: Slurm refused.
         """
-        script = self._prepared(plan)
-        try:
-            job = self._sbatch(plan.name, script)
-        except TryLaterError:
-            raise
-        except LaunchError as error:
-            raise self._without_excluded(plan) or error from None
+        job = self._sbatch(plan.name, self._prepared(plan))
         self._note(plan, job)
         return job
-
-    def _without_excluded(self, plan: LaunchPlan) -> TryLaterError | None:
-        """Tell whether only the nodes that are left out for a while are in the way."""
-        nodes = [node for node in excluded_nodes(plan.script) if node not in self._options.exclude]
-        free = re.sub(r"^#SBATCH --exclude=.*\n", "", plan.script, flags=re.MULTILINE)
-        if not nodes or self._commands.run("sbatch", "--test-only", text=free).code:
-            return None
-        return TryLaterError(f"{plan.name}: too few nodes are left besides {', '.join(nodes)}, which are left out")
 
     def submit_array(self, plans: Sequence[LaunchPlan]) -> list[str]:
         """Submit an array of jobs of one rank each, and return the ids of its elements.
@@ -221,15 +208,46 @@ class SlurmLauncher:
         write_json(submission_file(RunDir(plan.run_dir)), {"job": job, "time": self._clock()})
 
     def _sbatch(self, name: str, script: Path) -> str:
-        return str(_submitter()(script, name, self._commands).submit(_nothing).job_id)
+        """Submit a script; where suspected nodes are too many to leave out, with fewer of them."""
+        submitter = _submitter()(script, name, self._commands)
+        try:
+            return str(submitter.submit(_nothing).job_id)
+        except TryLaterError:
+            raise
+        except LaunchError:
+            if not self._give_nodes_back(script):
+                raise
+        return str(submitter.submit(_nothing).job_id)
+
+    def _give_nodes_back(self, script: Path) -> bool:
+        """Rewrite a script so that it excludes fewer nodes, the oldest suspicions first; False if that is no help."""
+        text = script.read_text()
+        excluded = excluded_nodes(text)
+        suspected = [node for node in excluded if node not in self._options.exclude]  # those that failed last first
+        for num_left in reversed(range(len(suspected))):
+            given_back = suspected[num_left:]
+            shorter = with_excluded(text, [node for node in excluded if node not in given_back])
+            if self._commands.run("sbatch", "--test-only", text=shorter).code == 0:
+                write_text(script, shorter)
+                self._remarks[f"too few nodes fit without {', '.join(given_back)}: used again, though suspected"] = None
+                return True
+        return False
+
+    def remarks(self) -> tuple[str, ...]:
+        """Say what a person should know about the submissions since the last call."""
+        said, self._remarks = tuple(self._remarks), {}
+        return said
 
     def poll(self, names: Iterable[str]) -> dict[str, JobState]:
         """Return the state of the latest job of each name, with one squeue and at most one sacct for all of them."""
         return self._watch.states(names)
 
     def release(self, jobs: Iterable[str]) -> None:
-        """Clear the hold of about two minutes that Slurm puts on a job that was requeued."""
-        for some in _chunks(jobs):
+        """Clear the hold that Slurm puts on a job: two minutes after a requeue, for ever after a failed launch."""
+        asked, failed = set(jobs), self._watch.launch_failed
+        for some in _chunks(sorted(asked & failed)):
+            self._commands.run("scontrol", "release", ",".join(some))
+        for some in _chunks(sorted(asked - failed)):
             # Refused for a job that has started meanwhile; without an answer the hold ends by itself.
             self._commands.run("scontrol", "update", f"JobId={','.join(some)}", "StartTime=now")
 

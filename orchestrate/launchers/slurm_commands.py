@@ -17,6 +17,10 @@ _OF_RANKS = ("ORCHESTRATE_", "MASTER_", "TORCHELASTIC_", "PMI_", "PMIX_", "OMPI_
 _JOB_VARIABLES = frozenset({"RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "CUDA_VISIBLE_DEVICES"})
 _NOT_OF_A_JOB = frozenset({"SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_JWT", "SLURM_CLUSTERS"})
 
+# Times as Unix seconds, words in English. What submits does not get them, as it would export them into its job.
+_PLAIN = {"SLURM_TIME_FORMAT": "%s", "LC_ALL": "C.UTF-8"}
+_SUBMITS = "sbatch"
+
 
 @dataclass(frozen=True)
 class Answer:
@@ -70,7 +74,7 @@ class SlurmCommands:
                 encoding="utf-8",
                 errors="replace",
                 timeout=self._timeout_seconds,
-                env=clean_environment(self._environment),
+                env=clean_environment(self._environment) | ({} if words[0] == _SUBMITS else _PLAIN),
                 check=False,
             )
         except subprocess.TimeoutExpired as error:
@@ -84,9 +88,8 @@ class SlurmCommands:
 
 
 def clean_environment(environment: Mapping[str, str]) -> dict[str, str]:
-    """Return the environment without the variables of a surrounding job, with times as Unix seconds in English."""
-    kept = {key: value for key, value in environment.items() if not _is_of_a_job(key)}
-    return kept | {"SLURM_TIME_FORMAT": "%s", "LC_ALL": "C.UTF-8"}
+    """Return the environment without the variables of a surrounding job."""
+    return {key: value for key, value in environment.items() if not _is_of_a_job(key)}
 
 
 def _is_of_a_job(key: str) -> bool:

@@ -64,8 +64,11 @@ def judge_end(end: StepEnd, places: Sequence[str]) -> Ending:
         return _no_step(end, len(places))
     first = [each.code for each in end.log.first]
     stopping = bool(end.stopped_by) or bool({*first} & {*_OUTSIDE})
-    code = group_exit_code(known, first, stopping=stopping)
-    failed = _failed_rank(code, codes, end)
+    said = group_exit_code(known, first, stopping=stopping)
+    nodes = _nodes(ends, places)
+    misled = _misled_nodes(said, codes, end, nodes)
+    code = Exit.PREFLIGHT if misled else Exit.BAD_INPUT if _is_bad_for_main(said, codes, end) else said
+    failed = _failed_rank(Exit.BAD_INPUT if misled else code, codes, end)
     silent = tuple(rank for rank, each in enumerate(codes) if each is None)
     lost = _lost_nodes(end, silent, places)
     hint = _hint(code, end, lost)
@@ -74,8 +77,8 @@ def judge_end(end: StepEnd, places: Sequence[str]) -> Ending:
         rank_codes=tuple(None if each is None else _plain(each) for each in codes),
         failed_rank=failed,
         hint=hint,
-        blamed=_blame(code, hint, codes, end, _nodes(ends, places), lost),
-        evidence=_tell(code, failed, end, _nodes(ends, places), silent),
+        blamed=misled or _blame(code, hint, codes, end, nodes, lost),
+        evidence=_tell(Exit.BAD_INPUT if misled else code, failed, end, nodes, silent),
     )
 
 
@@ -92,7 +95,26 @@ def _code_of(rank: int, ends: Mapping[int, TaskEnd], end: StepEnd) -> int | None
     if rank in ends:
         return ends[rank].code
     # srun names only tasks that end with another code than 0, and none that it waits for.
-    return None if end.code is None or end.log.lost_nodes else 0
+    return None if end.code is None or end.log.lost_nodes or end.log.not_launched else 0
+
+
+def _says_bad_input(rank: int, codes: Sequence[int | None], end: StepEnd) -> bool:
+    return Exit.BAD_INPUT in (codes[rank], end.records.get(rank, {}).get("exit_code"))
+
+
+def _is_bad_for_main(said: int, codes: Sequence[int | None], end: StepEnd) -> bool:
+    """Tell whether nodes were called unfit for what the first node, on which this runs, says of the trial itself."""
+    return said == Exit.PREFLIGHT and _says_bad_input(0, codes, end)
+
+
+def _misled_nodes(said: int, codes: Sequence[int | None], end: StepEnd, nodes: Sequence[str]) -> tuple[str, ...]:
+    """Name the nodes that call the trial's input bad, if rank 0's node and others do not: a mount is missing there."""
+    heard = [rank for rank, each in enumerate(codes) if each is not None]
+    complaining = {nodes[rank] for rank in heard if _says_bad_input(rank, codes, end)}
+    everybody = all(_says_bad_input(rank, codes, end) for rank in heard)
+    if said != Exit.BAD_INPUT or everybody or nodes[0] in complaining:
+        return ()
+    return tuple(sorted(complaining - {""}))
 
 
 def _no_step(end: StepEnd, ranks: int) -> Ending:
@@ -106,7 +128,7 @@ def _no_step(end: StepEnd, ranks: int) -> Ending:
     else:
         hint = end.log.hint or INFRASTRUCTURE
     said = said or f"srun ended with {end.code}, and no rank was heard of"
-    return Ending(code, (None,) * ranks, None, hint, end.log.lost_nodes, said)
+    return Ending(code, (None,) * ranks, None, hint, _given_up(end.log), said)
 
 
 def _plain(code: int) -> int:
@@ -127,10 +149,14 @@ def _failed_rank(code: int, codes: Sequence[int | None], end: StepEnd) -> int | 
 
 def _lost_nodes(end: StepEnd, silent: Sequence[int], places: Sequence[str]) -> tuple[str, ...]:
     """Name nodes that Slurm gave up, or of which nothing was heard in the time in which all ranks must have ended."""
-    if end.log.lost_nodes:
-        return end.log.lost_nodes
+    if given_up := _given_up(end.log):
+        return given_up
     heard = {places[rank] for rank in range(len(places)) if rank not in silent}
     return tuple(dict.fromkeys(places[rank] for rank in silent if places[rank] and places[rank] not in heard))
+
+
+def _given_up(log: SrunLog) -> tuple[str, ...]:
+    return tuple(dict.fromkeys((*log.lost_nodes, *log.not_launched)))
 
 
 def _hint(code: int, end: StepEnd, lost: Sequence[str]) -> str:
@@ -151,10 +177,8 @@ def _blame(
     code: int, hint: str, codes: Sequence[int | None], end: StepEnd, nodes: Sequence[str], lost: Sequence[str]
 ) -> tuple[str, ...]:
     """Name the nodes that may be at fault."""
-    if code == Exit.PREFLIGHT:
-        unfit = {str(each["node"]) for each in end.records.values() if each.get("preflight")}
-        if unfit:
-            return tuple(sorted(unfit))
+    if code == Exit.PREFLIGHT and (unfit := _unfit_nodes(codes, end, nodes)):
+        return unfit
     if lost:
         return tuple(lost)
     if hint or code in _BLAMELESS:
@@ -165,6 +189,15 @@ def _blame(
     suspects = {nodes[rank] for rank in decisive if nodes[rank]}
     # What happens on several nodes at once is not the fault of one.
     return tuple(suspects) if len(suspects) == 1 else ()
+
+
+def _unfit_nodes(codes: Sequence[int | None], end: StepEnd, nodes: Sequence[str]) -> tuple[str, ...]:
+    """Name the nodes that say what is wrong with them, or those that have no file system to write it to."""
+    written = {str(each["node"]) for each in end.records.values() if each.get("preflight")}
+    if written:
+        return tuple(sorted(written))
+    said = {nodes[rank] for rank, each in enumerate(codes) if each == Exit.PREFLIGHT and nodes[rank]}
+    return () if len(said) > 1 and nodes[0] in said else tuple(sorted(said))
 
 
 def _tell(code: int, failed: int | None, end: StepEnd, nodes: Sequence[str], silent: Sequence[int]) -> str:

@@ -1,6 +1,6 @@
 """Keep one run of a Slurm job: `exec python -m orchestrate.launchers.slurm_job ... -- srun ...` ends its batch script.
 
-look whether there is anything to do        done, cancelled: end at once
+look whether there is anything to do        done, cancelled, asked to stop: end at once
 wait for another job that holds the trial   a minute; then leave it alone
 take the number of the attempt              its record of the start says everything about this run
 start the ranks through srun                with a deadline, and a port to meet at
@@ -20,13 +20,14 @@ import socket
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from orchestrate.exits import Exit
 from orchestrate.launchers.attempts import attempt_numbers, checkpoint_step, exit_file, jobs_folder
 from orchestrate.launchers.base import job_name
+from orchestrate.launchers.rank_allowance import seconds_left
 from orchestrate.launchers.slurm_claim import beat, claim_attempt, create_json, last_beat, live_holder, open_attempts
 from orchestrate.launchers.slurm_commands import Commands, SlurmCommands
 from orchestrate.launchers.slurm_continue import Successor, environment_of_successor
@@ -126,6 +127,8 @@ class Keeper:
     def _nothing_to_do(self) -> str:
         if self._trial.cancelled_file.exists():
             return "the trial is cancelled"
+        if self._folder.stop_file in _listed(self._folder.path):  # a new submission takes it away
+            return "a person wants a stop"
         from orchestrate.score_files import read_proof, unscored
 
         fingerprint = self._trial.path.name
@@ -204,7 +207,7 @@ class Keeper:
                 "failed_rank": None,
                 "stopped_by": None,
                 "hint": log.hint,
-                "blamed": list(log.lost_nodes),
+                "blamed": list(log.lost_nodes or log.not_launched),
                 "evidence": log.evidence if log.hint else "whatever kept the job was killed, or its node was lost",
                 "next": f"job {self._job.job} goes on",
             }
@@ -231,7 +234,11 @@ class Keeper:
         return self._folder.log_file(attempt, 0).parent
 
     def _rank_environment(self, times: Times) -> dict[str, str]:
-        deadline = times.deadline(self._options.lead_seconds, now=time.time())
+        now = time.time()
+        # What the sweep may still spend on this job bounds it as its time limit does.
+        ends = min(float("inf") if times.ends is None else times.ends, now + self._seconds_allowed(now))
+        bounded = replace(times, ends=None if ends == float("inf") else ends)
+        deadline = bounded.deadline(self._options.lead_seconds, now=now)
         mine = {
             "ORCHESTRATE_ATTEMPT": str(self._attempt),
             "ORCHESTRATE_JOB": self._job.job,
@@ -244,12 +251,19 @@ class Keeper:
             mine["ORCHESTRATE_DEADLINE"] = str(deadline)
         return {**self._environment, **mine}
 
+    def _seconds_allowed(self, now: float) -> float:
+        return seconds_left(self._folder, self._attempt, ranks=self._job.ranks, now=now)
+
     def _go_on(self, ending: Ending, times: Times) -> str:
         """Queue a successor if all ranks saved and nobody wants a stop; return what was done."""
         if ending.exit_code != Exit.CONTINUE or ending.hint in _SLURM_DECIDES or self._stop_is_wanted():
             return ""
         if not self._advances():
             return f"no step was kept in {_IDLE_ATTEMPTS} attempts: the sweep decides"
+        # Half of so short a time would be spent on saving.
+        if self._seconds_allowed(time.time()) <= 2 * self._options.lead_seconds:
+            print("no successor: what limits.gpu_hours leaves for this trial is spent", flush=True)
+            return ""
         left = float("inf") if times.ends is None else times.ends - time.time() - _COMMAND_SECONDS
         environment = environment_of_successor(self._environment, self._job.number)
         commands = SlurmCommands(timeout_seconds=_COMMAND_SECONDS, environment=environment)
@@ -295,6 +309,14 @@ class Keeper:
             "next": following,
         }
         write_json(exit_file(self._folder, self._attempt), record)
+
+
+def _listed(folder: Path) -> set[Path]:
+    """List a folder: network file systems may remember for a while that a name was missing, but list anew."""
+    try:
+        return set(folder.iterdir())
+    except OSError:
+        return set()
 
 
 def read_rank_records(folder: Path) -> dict[int, dict[str, Any]]:

@@ -42,6 +42,10 @@ FINAL_STATES = frozenset(
     {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "BOOT_FAIL", "OUT_OF_MEMORY", "DEADLINE"}
     | {"PREEMPTED", "REVOKED", "LAUNCH_FAILED", "RECONFIG_FAIL"}
 )
+# What keeps a job from starting until somebody releases it; Slurm says so itself where a node could not launch it.
+_LAUNCH_FAILED = "launch_failed_requeued_held"
+_HELD_REASONS = frozenset({"jobhelduser", "jobheldadmin", _LAUNCH_FAILED})
+_HELD_STATES = frozenset({"REQUEUE_HOLD", "SPECIAL_EXIT"})
 # A preempted job that is to come back is shown so until its nodes are clean.
 _REQUEUE_SECONDS = 60.0
 
@@ -83,6 +87,16 @@ class Row:
         """Whether it only waits for the begin time that a requeue has set."""
         return self.state == "PENDING" and self.reason == "BeginTime" and self.restarts > 0
 
+    @property
+    def launch_failed(self) -> bool:
+        """Whether Slurm holds it because a node could not launch it."""
+        return self.state == "PENDING" and _plain(self.reason) == _LAUNCH_FAILED
+
+    @property
+    def on_hold(self) -> bool:
+        """Whether it does not start before somebody releases it."""
+        return self.state in _HELD_STATES or (self.state == "PENDING" and _plain(self.reason) in _HELD_REASONS)
+
     def queued(self, now: float) -> bool:
         """Whether it waits for a place."""
         coming_back = self.state == "PREEMPTED" and now - (self.end or now) < _REQUEUE_SECONDS
@@ -106,6 +120,11 @@ class Row:
         ended_itself = self.state in ("COMPLETED", "FAILED", "TIMEOUT")
         state = "PREEMPTED" if was_preempted and ended_itself else self.state
         return Verdict(state, "squeue", self.nodes, self.start, self.end)
+
+
+def _plain(reason: str) -> str:
+    """Write a reason as all versions of Slurm might: some print `launch failed requeued held`."""
+    return reason.strip("()").replace(" ", "_").lower()
 
 
 def parse_queue(text: str) -> list[Row]:
@@ -190,15 +209,18 @@ def run_of(runs: Iterable[Run], job: str, started: float | None) -> Run | None:
         started: unix time at which a process of the run noted its start; None for a job that noted nothing.
 
     Returns:
-        The last run that began before the time; or for a job that noted nothing its last entry. None if it lives.
+        The run that began nearest to the time, but not much after it; or for a job that noted nothing its last entry.
+        None if it lives.
     """
     own = [run for run in runs if job in (run.job, run.raw_job)]
-    if started is not None:
+    if started is None:
+        found = max(own, key=lambda run: run.start or run.end or 0.0, default=None)
+    else:
         # A job that is cancelled while it waits gets a start, but no node.
-        ran = [run for run in own if run.start is not None and run.nodes]
-        own = [run for run in ran if run.start is not None and run.start <= started + _CLOCK_SECONDS]
-    last = max(own, key=lambda run: run.start or run.end or 0.0, default=None)
-    return last if last is not None and last.state not in RUNNING_STATES | {"PENDING"} else None
+        ran = [(started - run.start, run) for run in own if run.start is not None and run.nodes]
+        possible = [(abs(delay), run) for delay, run in ran if delay >= -_CLOCK_SECONDS]
+        found = min(possible, key=lambda each: each[0], default=(0.0, None))[1]
+    return found if found is not None and found.state not in RUNNING_STATES | {"PENDING"} else None
 
 
 def state_word(text: str) -> str:

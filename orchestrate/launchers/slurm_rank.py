@@ -4,16 +4,24 @@ Slurm's variables become those that workers know from every launcher, then the w
 import here is heavy: a thousand ranks do this at once.
 """
 
+import contextlib
 import os
+import resource
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import NoReturn
 
 from orchestrate.exits import Exit
 
 # Where ranks meet by other means, no variable of a surrounding job may say so.
 _FOREIGN = ("ORCHESTRATE_RENDEZVOUS", "TORCHELASTIC_RUN_ID", "GROUP_RANK", "ROLE_RANK")
+_WORKER = "orchestrate.worker"
+# The kernel's own limit for a process, fs.nr_open, unless somebody changed it.
+_MOST_FILES = 2**20
 
 
 class RankError(Exception):
@@ -22,10 +30,17 @@ class RankError(Exception):
     exit_code = Exit.BAD_INPUT
 
 
-class AddressError(RankError):
-    """Say that this node finds no way to rank 0's."""
+class NodeError(RankError):
+    """Say that this node is not fit to run."""
 
     exit_code = Exit.PREFLIGHT
+    check = "files"
+
+
+class AddressError(NodeError):
+    """Say that this node finds no way to rank 0's."""
+
+    check = "address"
 
 
 def rank_environment(environment: Mapping[str, str], *, address: Callable[[Mapping[str, str]], str]) -> dict[str, str]:
@@ -174,6 +189,56 @@ def _interface_address(probe: socket.socket, name: str) -> str:
     return socket.inet_ntoa(answer[20:24])
 
 
+def check_files(words: Sequence[str], environment: Mapping[str, str]) -> None:
+    """Refuse a node that does not see the trial, as where a file system is not mounted.
+
+    On the first node the worker itself says so: whatever started this step has written there, so the trial is at fault.
+
+    Raises:
+        NodeError: there is no config.
+    """
+    if _WORKER not in words or environment.get("SLURM_NODEID") == "0":
+        return
+    config = _run_folder(words) / "run.yaml"
+    try:
+        config.stat()
+    except OSError as error:
+        reason = f"{config}: {error.strerror}, though rank 0's node has its folder"
+        raise NodeError(f"{reason}; look whether its file system is mounted here") from error
+
+
+def _run_folder(words: Sequence[str]) -> Path:
+    """Return the folder of the trial, which is the worker's only argument."""
+    return Path(words[-1])
+
+
+def record_unfit(error: NodeError, words: Sequence[str], environment: Mapping[str, str]) -> None:
+    """Write why this node is unfit where workers do too, if the trial's folder is there."""
+    folder = _run_folder(words) / ("evaluation" if environment.get("ORCHESTRATE_STAGE") == "evaluate" else "")
+    if _WORKER not in words:
+        return
+    from orchestrate.runs import RunDir, write_json
+
+    rank, node = int(environment["SLURM_PROCID"]), environment.get("SLURMD_NODENAME") or socket.gethostname()
+    said = {"error": str(error), "traceback": "", "preflight": {"check": error.check, "problem": str(error)}}
+    facts = {"rank": rank, "node": node, "exit_code": int(error.exit_code), "time": time.time(), **said}
+    attempt = environment.get("ORCHESTRATE_ATTEMPT", "1")
+    try:
+        if folder.is_dir():
+            write_json(RunDir(folder).attempts / attempt / f"rank-{rank}.json", facts)
+    except OSError as failure:
+        print(f"{folder}: {failure.strerror}", file=sys.stderr)
+
+
+def raise_file_limit() -> None:
+    """Take as many open files as this process may: a thousand ranks need a connection each."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = _MOST_FILES if hard == resource.RLIM_INFINITY else hard
+    if soft != resource.RLIM_INFINITY and soft < most:
+        with contextlib.suppress(OSError, ValueError):  # the kernel allows less than the limit says
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+
+
 def main() -> int:
     """Become the worker."""
     words = sys.argv[2:] if sys.argv[1:2] == ["--"] else sys.argv[1:]
@@ -181,15 +246,22 @@ def main() -> int:
         print("usage: python -m orchestrate.launchers.slurm_rank -- COMMAND", file=sys.stderr)
         return Exit.BAD_INPUT
     try:
-        environment = rank_environment(os.environ, address=main_address)
+        _become(words)
     except RankError as error:
         print(f"error: {error}", file=sys.stderr)
+        if isinstance(error, NodeError):
+            record_unfit(error, words, os.environ)
         return error.exit_code
+
+
+def _become(words: Sequence[str]) -> NoReturn:
+    environment = rank_environment(os.environ, address=main_address)
+    check_files(words, environment)
+    raise_file_limit()
     try:
-        os.execvpe(words[0], words, environment)
+        os.execvpe(words[0], tuple(words), environment)
     except OSError as error:
-        print(f"error: {words[0]}: {error.strerror}", file=sys.stderr)
-        return Exit.BAD_INPUT
+        raise NodeError(f"{words[0]}: {error.strerror}") from error
 
 
 if __name__ == "__main__":

@@ -100,6 +100,12 @@ def excluded_nodes(script: str) -> tuple[str, ...]:
     return tuple(re.findall(r"(?:[^,\[]|\[[^\]]*\])+", found[1])) if found else ()
 
 
+def with_excluded(script: str, nodes: Sequence[str]) -> str:
+    """Return a script that excludes these nodes, instead of those that it excluded before."""
+    line = f"#SBATCH --exclude={','.join(nodes)}\n" if nodes else ""
+    return re.sub(r"^#SBATCH --exclude=\S+\n", lambda _: line, script, flags=re.MULTILINE)
+
+
 def _head(own: Mapping[str, str], request: Request) -> list[str]:
     return ["#!/bin/bash", *(_directive(key, value) for key, value in [*own.items(), *_asked(request)] if value)]
 

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from orchestrate.exits import Exit
-from orchestrate.launchers.attempts import attempt_numbers, exit_file, job_file, job_numbers, jobs_folder, verdict_file
+from orchestrate.launchers.attempts import exit_file, job_file, jobs_folder, list_numbers, submission_file, verdict_file
 from orchestrate.launchers.base import SIGNAL_BASE, JobState, Phase, Verdict
 from orchestrate.launchers.slurm_queue import Row, Run, run_of
 from orchestrate.runs import RunDir, read_json
 
 # A job that squeue does not show may have been submitted since, or have a queue of its own; after this it is gone.
 PATIENCE_SECONDS = 90.0
+# Slurm drains a node that cannot launch a job, so the next try is on another one.
+_LAUNCHES_TO_REPEAT = 5
 _CLOCK_SECONDS = 60.0  # by which the clocks of two hosts may differ
 
 
@@ -179,8 +181,10 @@ def _live(sight: Sight, row: Row) -> JobState:
     if not row.running:
         why = f" ({row.reason})" if row.reason not in ("", "None") else ""
         evidence = f"squeue: job {row.job} is {row.state}{why}"
-        verdicts = sight.verdicts
-        return JobState(Phase.QUEUED, row.job, sight.next_attempt, evidence, held=row.held, verdicts=verdicts)
+        return replace(
+            JobState(Phase.QUEUED, row.job, sight.next_attempt, evidence, held=row.held, verdicts=sight.verdicts),
+            **_hold(sight, row),
+        )
     own = [run for run in sight.runs if run.is_run_of(row)]
     own = own or [run for run in sight.runs if row.state == "COMPLETING" and row.is_job(run.job)]
     number, nodes = (own[-1].number, own[-1].nodes) if own else (sight.next_attempt, ())
@@ -189,6 +193,18 @@ def _live(sight: Sight, row: Row) -> JobState:
     fate = ", being preempted" if row.preempted else ""
     evidence = f"squeue: job {row.job} is {row.state}{where}{fate}"
     return JobState(Phase.RUNNING, row.job, number, evidence, verdicts=sight.verdicts, nodes=nodes)
+
+
+def _hold(sight: Sight, row: Row) -> dict[str, Any]:
+    """Say what a job that Slurm holds waits for: for us if a node could not launch it, else for a person."""
+    if not row.on_hold:
+        return {}
+    # Every launch that fails counts as a restart, as does whatever ended the last run that began.
+    last = next((run for run in reversed(sight.runs) if row.is_job(run.job)), None)
+    num_failures = row.restarts - (last.restart + 1 if last else 0)
+    if row.launch_failed and num_failures <= _LAUNCHES_TO_REPEAT:
+        return {"held": True}
+    return {"hold": f"scontrol release {row.job}", "given_up": row.launch_failed}
 
 
 def _never_began(sight: Sight, job: str, verdict: Verdict) -> JobState:
@@ -224,11 +240,6 @@ def _ended(sight: Sight, run: KeptRun) -> JobState:
     return JobState(phase, run.job, run.number, evidence, verdicts=verdicts)
 
 
-def submission_file(run: RunDir) -> Path:
-    """Record of the last job that was submitted; written by the launcher."""
-    return jobs_folder(run) / "submitted.json"
-
-
 @dataclass(frozen=True)
 class Records:
     """What the files in the folder of a job say; see `Sight`."""
@@ -248,9 +259,10 @@ def read_records(run: RunDir, settled: Collection[int]) -> Records:
     """
     if not jobs_folder(run).is_dir():  # as for most of the trials of a large sweep, most of the time
         return Records((), (), 1, None)
-    kept, used = job_numbers(run), attempt_numbers(run)
+    numbers = list_numbers(run)
+    kept, used = numbers.jobs, numbers.used
     open_numbers = [number for number in kept if number not in settled or number == kept[-1]]
-    runs = tuple(_kept_run(run, number) for number in open_numbers)
+    runs = tuple(_kept_run(run, number, is_judged=number in numbers.judged) for number in open_numbers)
     never = [number for number in used if number not in kept and number not in settled]
     dropped = tuple((number, verdict) for number in never if (verdict := _verdict(verdict_file(run, number))))
     last = read_json(submission_file(run)) or {}
@@ -258,12 +270,12 @@ def read_records(run: RunDir, settled: Collection[int]) -> Records:
     return Records(runs, dropped, (used[-1] if used else 0) + 1, submission)
 
 
-def _kept_run(run: RunDir, number: int) -> KeptRun:
+def _kept_run(run: RunDir, number: int, *, is_judged: bool) -> KeptRun:
     start: dict[str, Any] = read_json(job_file(run, number)) or {}
     end: dict[str, Any] = read_json(exit_file(run, number)) or {}
     started = float(start.get("started") or 0.0)
     # A verdict about an earlier end is that of a job which had the number before and never began.
-    verdict = _verdict(verdict_file(run, number))
+    verdict = _verdict(verdict_file(run, number)) if is_judged else None
     worker = {} if end else read_json(run.attempt_file(number)) or {}
     return KeptRun(
         number=number,

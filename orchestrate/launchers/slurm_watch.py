@@ -6,7 +6,7 @@ import os
 import re
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -31,6 +31,9 @@ class SlurmWatch:
         mark: end of the comments of our jobs; another folder may hold the same trial, whose job has the same name.
         commands: Slurm.
         clock: unix time.
+
+    Attributes:
+        launch_failed: ids of the jobs that were held at the last look because a node could not launch them.
     """
 
     def __init__(
@@ -38,6 +41,7 @@ class SlurmWatch:
     ) -> None:
         self._trials, self._arrays, self._mark = trials, arrays, mark
         self._commands, self._clock = commands, clock
+        self.launch_failed: frozenset[str] = frozenset()
         self._has_accounting = True
         self._settled: defaultdict[str, set[int]] = defaultdict(set)
         self._questions: Counter[tuple[str, int]] = Counter()
@@ -76,6 +80,7 @@ class SlurmWatch:
             raise TryLaterError(f"squeue: {why_silent(answer)}")
         try:
             own = [row for row in parse_queue(answer.out) if not self._is_foreign(row)]
+            self.launch_failed = frozenset(row.job for row in own if row.launch_failed)
             return self._arrays.named(own)
         except ValueError as error:
             raise TryLaterError(str(error)) from error
@@ -103,22 +108,26 @@ class SlurmWatch:
         for name, sight in sights.items():
             for number, job, time_ in _questions(sight):
                 if self._questions[name, number] < _QUESTIONS:
-                    self._questions[name, number] += 1
                     since = min(since, time_)
-                    asked[name].add(job)
-        if not asked or not self._has_accounting:
+                    asked[name].add((number, job))
+        if not asked:
             return {}
-        runs = self._accounting(since - _CLOCK_SECONDS)
-        found = {name: [run for job in jobs for run in runs.get(job, ())] for name, jobs in asked.items()}
+        runs = self._accounting(since - _CLOCK_SECONDS) if self._has_accounting else {}
+        if runs is None:
+            return {}
+        # What has no answer, because there is none to be had or none yet, is not asked for ever.
+        self._questions.update((name, number) for name, about in asked.items() for number, _ in about)
+        found = {name: [run for _, job in about for run in runs.get(job, ())] for name, about in asked.items()}
         return {name: list(dict.fromkeys(own)) for name, own in found.items()}
 
-    def _accounting(self, since: float) -> dict[str, list[Run]]:
+    def _accounting(self, since: float) -> Mapping[str, list[Run]] | None:
+        """Return the runs of all jobs by their ids; None without an answer."""
         start = time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(since))
         what = ("--allocations", "--duplicates", f"--user={os.getuid()}", f"--starttime={start}")
         answer = self._commands.run("sacct", *what, "--noheader", "--parsable2", f"--format={ACCOUNTING_FORMAT}")
         if answer.code:
             self._has_accounting = "disabled" not in answer.complaint and answer.code != COMMAND_NOT_FOUND
-            return {}
+            return None
         runs = defaultdict(list)
         for run in parse_accounting(answer.out):
             for job in {run.job, run.raw_job}:

@@ -27,8 +27,8 @@ _HINTS = (
     (re.compile(r"exceeded memory limit|[Oo]om[-_ ][Kk]ill|: Out Of Memory$"), OUT_OF_MEMORY),
     (re.compile(r"error: Task launch for \S+ failed on node"), INFRASTRUCTURE),
 )
-# Older step daemons begin with their name, newer ones with the time in a script's output.
-_SLURMS = re.compile(r"^\s*(?:srun:|slurmstepd|\[\d{4}-\d\d-\d\dT[\d:.]+\] error: )")
+# Older step daemons begin with their name, newer ones with the time; a worker's last line may be unfinished before it.
+_SLURMS = re.compile(r"^\s*(?:srun:|slurmstepd)|slurmstepd\S*: error: |\[\d{4}-\d\d-\d\dT[\d:.]+\] error: ")
 _TASKS = re.compile(r"^srun: error: (?P<nodes>[^\s:]+): tasks? (?P<tasks>[\d,-]+): (?P<end>.*)$")
 _EXITED = re.compile(r"^Exited with exit code (\d+)")
 _TOLD_TO_END = re.compile(r"Terminating (?:StepId|JobId|job step)|[Ff]orcing job termination|Job step aborted")
@@ -100,7 +100,7 @@ def parse_srun_log(lines: Iterable[str]) -> SrunLog:
 
 
 def _is_slurms(line: str) -> bool:
-    return _SLURMS.match(line) is not None
+    return _SLURMS.search(line) is not None
 
 
 def _nodes(pattern: re.Pattern[str], lines: list[str]) -> tuple[str, ...]:

@@ -32,7 +32,9 @@ def adopt(runs: Path, store: Store) -> tuple[int, int]:
     rows: dict[tuple[str, int], AttemptRow] = {}
     for record in records:
         new_ids = [trial_id for trial_id in record.trial_ids if trial_id not in observed]
-        observed |= observe(runs, new_ids, load_launcher(record.cluster_config(), runs))
+        place = record.cluster_config()
+        evaluates = place.evaluate is not None
+        observed |= observe(runs, new_ids, load_launcher(place, runs), evaluates=evaluates)
         for trial_id in new_ids:
             for key, view in _stages(trial_id, observed[trial_id]):
                 for attempt in view.attempts:

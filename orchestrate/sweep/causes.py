@@ -88,8 +88,11 @@ def cause_of(attempt: AttemptRecord) -> Cause:
     code, said = attempt.exit_code, _said_by_scheduler(attempt)
     if code == Exit.CONTINUE:
         return _cause_of_stop(attempt, said)
-    if code == Exit.HANG and Cause.NODE in (_found_by_keeper(attempt), said):
-        return Cause.NODE  # ranks wait in a collective for those that were on the lost node
+    told = {_found_by_keeper(attempt), said}
+    if code in (Exit.HANG, Exit.USER_ERROR) and Cause.NODE in told:
+        return Cause.NODE  # ranks wait in a collective for those that were on the lost node, or trip over their end
+    if code == Exit.USER_ERROR and Cause.OUT_OF_MEMORY in told:
+        return Cause.OUT_OF_MEMORY  # a loader's process was killed, which its rank takes for an error
     if code in _OF_EXITS:
         return _OF_EXITS[Exit(code)]
     if code not in (None, Exit.DONE, Exit.PEER_LOST) and code < SIGNAL_BASE:

@@ -18,28 +18,18 @@ import os
 import shutil
 import socket
 import stat
-import subprocess
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import orchestrate
 from orchestrate.errors import RunDirError
 from orchestrate.runs import RunDir, read_json, write_json
+from orchestrate.sweep.code_source import Source, find_source
 
-PACKAGES = ("orchestrate", "ssl_methods")
-# What a build leaves beside the sources, which git ignores.
-_BUILT = "ssl_methods/*.so"
-# Larger files that git does not track are data, and so are many.
-_LARGEST_UNTRACKED_BYTES = 5_000_000
-_MOST_UNTRACKED_BYTES, _MOST_UNTRACKED_FILES = 200_000_000, 5_000
-# What marks a folder that holds no code of the user's: results of ours, a virtual environment.
-_MARKS = ("store.sqlite", "pyvenv.cfg")
 _DIGITS = 12
-_GIT_SECONDS = 60
 
 
 @dataclass(frozen=True)
@@ -64,17 +54,6 @@ class FrozenCode:
         return f"{self.digest}, {origin}{' with changes' if self.dirty else ''}"
 
 
-@dataclass(frozen=True)
-class _Source:
-    """Where the code lies, and the files that make it up, relative to `root`."""
-
-    root: Path
-    files: tuple[str, ...]
-    untracked: tuple[str, ...]
-    commit: str | None
-    dirty: bool
-
-
 def checkout() -> Path:
     """Return the folder that this program's packages are imported from."""
     return Path(orchestrate.__file__).resolve().parents[1]
@@ -86,30 +65,36 @@ def plan_freeze(runs: Path, *, root: Path | None = None) -> FrozenCode:
     Raises:
         RunDirError: the code cannot be read.
     """
-    source = _source(root or checkout(), runs)
-    return _described(runs, source, {name: _facts(source.root / name) for name in source.files})
+    return _planned(runs, find_source(root or checkout(), runs))
 
 
-def freeze(runs: Path, *, root: Path | None = None) -> FrozenCode:
+def freeze(runs: Path, *, root: Path | None = None, say: Callable[[str], None] = lambda text: None) -> FrozenCode:
     """Copy the code that runs here to the runs folder, unless that copy is there already.
+
+    A file that vanishes meanwhile, as of an editor or a build, is left out.
 
     Args:
         runs: folder that gets `code/`.
         root: folder of the packages; `checkout()` if not given.
+        say: called with what a new copy leaves out of a checkout.
 
     Raises:
         RunDirError: it cannot be read, or the folder cannot be written.
     """
-    code = plan_freeze(runs, root=root)
+    source = find_source(root or checkout(), runs)
+    code = _planned(runs, source)
     if _is_whole(code.path.parent):
         return code
     try:
-        return _write(runs, _source(root or checkout(), runs))
+        code = _write(runs, source)
     except OSError as error:
         raise RunDirError(
             f"{code.path.parent}: cannot be written: {error.strerror}; choose another folder with --runs, "
             "or write `code: live` in the cluster file"
         ) from error
+    if source.left_out:
+        say(f"the frozen copy of the code leaves out: {'; '.join(source.left_out)}")
+    return code
 
 
 def code_of(run: RunDir) -> FrozenCode | None:
@@ -153,83 +138,28 @@ def _folder(runs: Path, digest: str) -> Path:
     return runs.absolute() / "code" / digest
 
 
-def _source(root: Path, runs: Path) -> _Source:
-    """List the files of a checkout but those in `runs`, or the packages alone where git knows nothing of them."""
-    if _git(root, "ls-files", "--error-unmatch", f"{PACKAGES[0]}/__init__.py") is None:
-        found = (path for package in PACKAGES for path in (root / package).rglob("*"))
-        sources = (path for path in found if "__pycache__" not in path.parts)
-        return _Source(root, tuple(sorted(_relative(root, sources))), (), commit=None, dirty=False)
-    tracked = _lines(_git(root, "ls-files", "-z"))
-    untracked = _untracked(root, runs)
-    built = _relative(root, root.glob(_BUILT))
-    files = {name for name in (*tracked, *untracked, *built) if (root / name).is_file()}
-    commit = (_git(root, "rev-parse", "HEAD") or b"").decode().strip() or None
-    dirty = bool(untracked) or _git(root, "diff", "--quiet", "HEAD", "--", ".") is None
-    return _Source(root, tuple(sorted(files)), untracked, commit, dirty)
+def _planned(runs: Path, source: Source) -> FrozenCode:
+    contents = ((name, _content(source.root / name)) for name in source.files)
+    return _described(runs, source, {name: _facts(*content) for name, content in contents if content is not None})
 
 
-def _untracked(root: Path, runs: Path) -> tuple[str, ...]:
-    """List the files that git neither tracks nor ignores, and that may be code.
-
-    Raises:
-        RunDirError: they are too many to be code.
-    """
-
-    @cache
-    def is_foreign(folder: Path) -> bool:
-        own = folder == runs.absolute() or any((folder / mark).exists() for mark in _MARKS)
-        return folder != root and (own or is_foreign(folder.parent))
-
-    others = _lines(_git(root, "ls-files", "-z", "--others", "--exclude-standard"))
-    names = tuple(name for name in others if not is_foreign((root / name).parent) and _is_small(root / name))
-    size = sum((root / name).stat().st_size for name in names)
-    if size > _MOST_UNTRACKED_BYTES or len(names) > _MOST_UNTRACKED_FILES:
-        raise RunDirError(
-            f"{root}: {len(names)} files of {size / 1e6:.0f} MB that git does not track would be copied with the code, "
-            f"such as {names[0]}; list their folders in .gitignore, or write `code: live` in the cluster file"
-        )
-    return names
-
-
-def _relative(root: Path, paths: Iterable[Path]) -> Iterator[str]:
-    return (str(path.relative_to(root)) for path in paths if path.is_file())
-
-
-def _is_small(path: Path) -> bool:
-    return path.is_file() and path.stat().st_size < _LARGEST_UNTRACKED_BYTES
-
-
-def _git(root: Path, *words: str, fine: tuple[int, ...] = (0,)) -> bytes | None:
-    """Ask git about a folder; None if it does not answer, or says no."""
-    # Git may refresh its index on a question, which somebody else's command would trip over.
-    environment = os.environ | {"GIT_OPTIONAL_LOCKS": "0"}
-    command = ("git", *words)
+def _content(path: Path) -> tuple[bytes, bool] | None:
+    """Return what is in a file, and whether it is a program; None if it is no file any more."""
     try:
-        answer = subprocess.run(command, cwd=root, capture_output=True, env=environment, timeout=_GIT_SECONDS)
-    except (OSError, subprocess.TimeoutExpired):
+        return path.read_bytes(), bool(path.stat().st_mode & stat.S_IXUSR)
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
         return None
-    return answer.stdout if answer.returncode in fine else None
-
-
-def _lines(answer: bytes | None) -> list[str]:
-    return [os.fsdecode(name) for name in (answer or b"").split(b"\0") if name]
-
-
-def _facts(path: Path) -> dict[str, Any]:
-    """Describe a file: its SHA-256, size, and whether it is a program."""
-    try:
-        content = path.read_bytes()
-        return {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content), "program": _is_program(path)}
     except OSError as error:
-        raise RunDirError(f"{path}: cannot be read: {error.strerror}; is somebody editing the checkout?") from error
+        raise RunDirError(f"{path}: cannot be read: {error.strerror}; a copy of the code is made of it") from error
 
 
-def _is_program(path: Path) -> bool:
-    return bool(path.stat().st_mode & stat.S_IXUSR)
+def _facts(content: bytes, is_program: bool) -> dict[str, Any]:
+    return {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content), "program": is_program}
 
 
-def _described(runs: Path, source: _Source, files: Mapping[str, Mapping[str, Any]]) -> FrozenCode:
-    text = json.dumps([source.commit, source.dirty, sorted(files.items())], sort_keys=True)
+def _described(runs: Path, source: Source, files: Mapping[str, Mapping[str, Any]]) -> FrozenCode:
+    parts: list[Any] = [source.commit, source.dirty, sorted(files.items())]
+    text = json.dumps([*parts, source.links] if source.links else parts, sort_keys=True)
     digest = hashlib.sha256(text.encode()).hexdigest()[:_DIGITS]
     return FrozenCode(digest, _folder(runs, digest) / "tree", source.commit, source.dirty)
 
@@ -239,44 +169,44 @@ def _is_whole(folder: Path) -> bool:
     manifest = read_json(folder / "manifest.json")
     if manifest is None:
         return False
+    tree = folder / "tree"
     try:
-        return all(
-            (folder / "tree" / name).stat().st_size == facts["bytes"] for name, facts in manifest["files"].items()
-        )
+        has_files = all((tree / name).stat().st_size == facts["bytes"] for name, facts in manifest["files"].items())
+        return has_files and all(str((tree / n).readlink()) == to for n, to in manifest.get("links", {}).items())
     except OSError:
         return False
 
 
-def _write(runs: Path, source: _Source) -> FrozenCode:
+def _write(runs: Path, source: Source) -> FrozenCode:
     aside = runs.absolute() / "code" / f".tmp-{socket.gethostname()}-{os.getpid()}"
     shutil.rmtree(aside, ignore_errors=True)
     try:
+        (aside / "tree").mkdir(parents=True)
+        # What is copied counts: somebody may have saved or removed a file since the list was made.
+        files = {}
         for name in source.files:
-            _copy(source.root / name, aside / "tree" / name)
-        # What was copied counts: somebody may have saved a file since the list was made.
-        files = {name: _facts(aside / "tree" / name) for name in source.files}
+            if (content := _content(source.root / name)) is not None:
+                _put(aside / "tree" / name, *content)
+                files[name] = _facts(*content)
+        for name, to in source.links.items():
+            (aside / "tree" / name).parent.mkdir(parents=True, exist_ok=True)
+            (aside / "tree" / name).symlink_to(to)
         code = _described(runs, source, files)
         (aside / "COMMIT").write_text(f"{source.commit or 'no git'}{', with changes' if source.dirty else ''}\n")
-        (aside / "diff.patch").write_bytes(b"".join(_patch(source)))
+        (aside / "diff.patch").write_bytes(b"".join(source.patch()))
         facts = {"digest": code.digest, "commit": code.commit, "dirty": code.dirty, "source": str(source.root)}
-        write_json(aside / "manifest.json", {**facts, "created": time.time(), "files": files})
+        contents = {"files": files, "links": dict(source.links)}
+        write_json(aside / "manifest.json", {**facts, "created": time.time(), **contents})
         _put_in_place(aside, code.path.parent)
         return code
     finally:
         shutil.rmtree(aside, ignore_errors=True)
 
 
-def _copy(source: Path, target: Path) -> None:
+def _put(target: Path, content: bytes, is_program: bool) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(source, target)
-    target.chmod(0o555 if _is_program(source) else 0o444)
-
-
-def _patch(source: _Source) -> Iterator[bytes]:
-    if source.commit:
-        yield _git(source.root, "diff", "--binary", "HEAD", "--", ".") or b""
-    for name in source.untracked:
-        yield _git(source.root, "diff", "--no-index", "--binary", "--", os.devnull, name, fine=(0, 1)) or b""
+    target.write_bytes(content)
+    target.chmod(0o555 if is_program else 0o444)
 
 
 def _put_in_place(aside: Path, folder: Path) -> None:

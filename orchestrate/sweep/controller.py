@@ -20,9 +20,19 @@ from orchestrate.launchers.base import (
 )
 from orchestrate.runs import RunDir, read_json, write_json
 from orchestrate.store import Event, Store
+from orchestrate.sweep.allowances import AllowanceFiles
 from orchestrate.sweep.observe import look, run_dir_of
 from orchestrate.sweep.observed import Observed
-from orchestrate.sweep.plan import Cancel, Desired, Release, Submit, plan, why_stalled
+from orchestrate.sweep.plan import (
+    Cancel,
+    Desired,
+    Release,
+    Submit,
+    divide_hours,
+    plan,
+    why_stalled,
+    why_waiting,
+)
 from orchestrate.sweep.record import SweepRecord, TrialEntry, counted
 from orchestrate.sweep.standing import Standing, State, assess
 from orchestrate.sweep.submission import Submitter
@@ -48,9 +58,9 @@ class Pass:
 
     @property
     def finished(self) -> bool:
-        """Whether every trial is final and every job has ended."""
+        """Whether every trial is final and every job has ended, or waits for a person."""
         is_final = all(place.state.final for place in self.standing.values())
-        return is_final and not any(seen.live_jobs for seen in self.observed.values())
+        return is_final and all(job.given_up for seen in self.observed.values() for job in seen.live_jobs)
 
     def count(self, state: State) -> int:
         """Count the trials in a state."""
@@ -65,6 +75,8 @@ class Controller:
         runs: folder with `trials/` and `sweeps/`.
         launcher: starts and finds jobs.
         store: where intents and events go; the caller holds the lease of the sweep.
+        beside: further trials of the sweep, on which nobody acts now, but whose hours count against its limit.
+        next_look_seconds: time until the next pass, if that is longer than the launcher's own.
         changed: called when a trial's state or its reason is another one than before.
         say: called with what a person should know about the place, once for each thing.
         clock: unix time.
@@ -77,6 +89,8 @@ class Controller:
         launcher: Launcher,
         store: Store,
         *,
+        beside: Sequence[TrialEntry] = (),
+        next_look_seconds: float = 0.0,
         changed: Callable[[TrialEntry, Standing], None] = lambda trial, place: None,
         say: Callable[[str], None] = lambda text: None,
         clock: Callable[[], float] = time.time,
@@ -85,31 +99,41 @@ class Controller:
         self._changed, self._say, self._clock = changed, say, clock
         self._cluster = record.cluster_config()
         self._trials = {trial.id: trial for trial in record.trials}
-        self._submitter = Submitter(record, runs, launcher, store, clock=clock)
+        self._gpu_hours = float(record.limits["gpu_hours"])
+        # Without a limit nobody asks what trials have cost that are acted on no more.
+        counted_too = {trial.id: trial for trial in (*record.removed, *beside) if self._gpu_hours}
+        self._beside = {trial_id: trial for trial_id, trial in counted_too.items() if trial_id not in self._trials}
+        self._allowances = AllowanceFiles(runs / "trials")
+        self._next_look_seconds = next_look_seconds
+        self._submitter = Submitter(record, runs, launcher, store, clock=clock, say=say)
         self._completed: dict[str, Observed] = {}
         self._noted: dict[str, Standing] = {}
         self._asked_to_stop: set[tuple[str, int]] = set()
         self._verdicts: set[tuple[Path, int]] = set()
         self._room: tuple[int, float] | None = None
         self._told: dict[str, str] = {}
+        self._remarked: set[str] = set()
 
     def reconcile(self) -> Pass:
         """Make one pass: look, note what changed, act."""
-        observed, elsewhere = self._look()
+        observed, beside, elsewhere = self._look()
         now = self._clock()
         standing = {trial_id: assess(seen) for trial_id, seen in observed.items()}
         self._write_verdicts(observed)
         self._note(observed, standing)
         self._close_attempts(observed)
-        if self._submitter.is_frozen and not all(place.state.final for place in standing.values()):
-            self._submitter.freeze()
-        desired = self._desire(observed, elsewhere, now)
-        actions = plan(desired, observed, now)
+        self._submitter.fix_code(trial_id for trial_id, place in standing.items() if not place.state.final)
+        desired, seen = self._desire(observed, elsewhere, now), observed | beside
+        actions = plan(desired, seen, now)
         for action in actions:
             if not isinstance(action, Submit):
-                self._nudge(action, observed[action.trial_id])
-        num_started = self._submit([action for action in actions if isinstance(action, Submit)], observed, elsewhere)
-        return Pass(observed, standing, num_started, why_stalled(desired, observed, now))
+                self._nudge(action, seen[action.trial_id])
+        submits = [action for action in actions if isinstance(action, Submit)]
+        self._allowances.write(divide_hours(desired, seen, submits, now))
+        num_started = self._submit(submits, observed, elsewhere)
+        if waiting := why_waiting(desired, seen, now):
+            self._tell(waiting)
+        return Pass(observed, standing, num_started, why_stalled(desired, seen, now))
 
     def run(self, *, each: Callable[[Pass], None] = lambda _: None, wait: Callable[[float], None] = time.sleep) -> Pass:
         """Reconcile until every trial is final or nothing can be done; `each` sees every pass."""
@@ -120,30 +144,39 @@ class Controller:
                 return current
             wait(self._launcher.poll_seconds)
 
-    def _look(self) -> tuple[dict[str, Observed], dict[str, JobState]]:
-        """Ask once for all jobs, then read the files; also return the live jobs of other sweeps by name."""
-        open_ids = [trial_id for trial_id in self._trials if trial_id not in self._completed]
+    def _look(self) -> tuple[dict[str, Observed], dict[str, Observed], dict[str, JobState]]:
+        """Ask once for all jobs, then read the files.
+
+        Returns:
+            The trials; those whose hours count too; and by name the live jobs of others, be they those trials' jobs.
+        """
+        looked_at = (*self._trials, *self._beside)
+        open_ids = [trial_id for trial_id in looked_at if trial_id not in self._completed]
         others = [job_name(key) for key in self._store.open_attempts() if trial_of(job_name(key)) not in self._trials]
         evaluates = self._cluster.evaluate is not None
         seen, jobs = look(self._runs, open_ids, self._launcher, evaluates=evaluates, others=others)
         self._tell_silence([job for name, job in jobs.items() if trial_of(name) in self._trials])
         self._completed |= {trial_id: view for trial_id, view in seen.items() if view.done and view.is_settled}
-        whole = {trial_id: seen.get(trial_id) or self._completed[trial_id] for trial_id in self._trials}
-        return whole, {name: jobs[name] for name in others if name in jobs and jobs[name].live}
+        whole = {trial_id: seen.get(trial_id) or self._completed[trial_id] for trial_id in looked_at}
+        observed = {trial_id: whole[trial_id] for trial_id in self._trials}
+        beside = {trial_id: whole[trial_id] for trial_id in self._beside}
+        return observed, beside, {name: jobs[name] for name in others if name in jobs and jobs[name].live}
 
     def _desire(self, observed: Mapping[str, Observed], elsewhere: Mapping[str, JobState], now: float) -> Desired:
         resources, evaluate = self._cluster.resources, self._cluster.evaluate
         return Desired(
             self._record.trial_ids,
             parallel=self._record.parallel,
-            gpu_hours=float(self._record.limits["gpu_hours"]),
+            gpu_hours=self._gpu_hours,
+            beside=tuple(self._beside),
+            max_jobs=self._cluster.limits.parallel,
             elsewhere=len(elsewhere),
             ranks=resources.ranks,
             evaluate_ranks=evaluate.ranks if evaluate else 0,
             max_ranks=self._cluster.limits.ranks,
             elsewhere_ranks=sum(self._ranks_of(name, job) for name, job in elsewhere.items()),
             room=self._remember_room(_num_live(observed, elsewhere), now),
-            next_look_seconds=self._launcher.poll_seconds,
+            next_look_seconds=max(self._launcher.poll_seconds, self._next_look_seconds),
         )
 
     def _ranks_of(self, name: str, job: JobState) -> int:
@@ -163,6 +196,8 @@ class Controller:
         if not submits:
             return 0
         came = self._submitter.start(submits)
+        for text in self._launcher.remarks():
+            self._remark(text)
         if came.refusal is not None and came.refusal.full:
             num_live = _num_live(observed, elsewhere) + came.num_started
             self._room = (num_live, self._clock())
@@ -184,7 +219,8 @@ class Controller:
             if job not in self._asked_to_stop:
                 self._launcher.cancel([action.job])
                 self._asked_to_stop.add(job)
-                self._say(f"{self._trials[action.trial_id].label}: asked to save and stop: {action.reason}")
+                trial = self._trials.get(action.trial_id) or self._beside[action.trial_id]
+                self._say(f"{trial.label}: asked to save and stop: {action.reason}")
         except TryLaterError as error:
             self._tell(f"could not ask job {action.job}, will try again: {error}")
 
@@ -200,6 +236,12 @@ class Controller:
         """Say something about the place, unless it was the last thing said of this kind."""
         if self._told.get(about or text) is None:
             self._told[about or text] = text
+            self._say(text)
+
+    def _remark(self, text: str) -> None:
+        """Say something about submissions that went through, once for all of them."""
+        if text not in self._remarked:
+            self._remarked.add(text)
             self._say(text)
 
     def _write_verdicts(self, observed: Mapping[str, Observed]) -> None:

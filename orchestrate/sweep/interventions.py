@@ -16,77 +16,15 @@ from orchestrate.sweep.observe import observe, resumed_file, run_dir_of
 from orchestrate.sweep.observed import Observed
 from orchestrate.sweep.record import TrialEntry
 from orchestrate.sweep.standing import State, assess
+from orchestrate.sweep.stopping import Stopping
 
 # runs, trials, what was seen of them -> the trials that will be started again
 Forgive = Callable[[Path, Iterable[TrialEntry], Mapping[str, Observed]], list[TrialEntry]]
 
-# A scheduler bears a question every few seconds while a person waits for the answer.
-_LOOK_AT_LEAST_EVERY_SECONDS = 2.0
 # Workers give up saving after two minutes, and schedulers take their time to kill.
 LONGEST_MOVE_SECONDS = 600.0
 _TELL_EVERY_SECONDS = 15.0
-
-
-class Stopping:
-    """Jobs that are asked to save and stop, those that start meanwhile too, and watched until they have.
-
-    Args:
-        runs: folder with `trials/`.
-        trials: whose jobs.
-        launcher: of the place where the jobs are.
-        stopped: called for each trial once none of its jobs lives; with whether one had to be asked.
-        wait: pauses between looks.
-    """
-
-    def __init__(
-        self,
-        runs: Path,
-        trials: Iterable[TrialEntry],
-        launcher: Launcher,
-        *,
-        stopped: Callable[[TrialEntry, Observed, bool], None],
-        wait: Callable[[float], None],
-    ) -> None:
-        self._runs, self._launcher, self._stopped, self._wait = runs, launcher, stopped, wait
-        self._asked: dict[str, set[tuple[str, int]]] = {}
-        self._seen: dict[str, Observed] = {}
-        self.open = {trial.id: trial for trial in trials}
-
-    def watch(self, seconds: float) -> None:
-        """Look and ask at least once, and as long as it takes or is wanted; `open` is what still lives then.
-
-        Raises:
-            TryLaterError: the place does not answer to the request.
-        """
-        pause = min(self._launcher.poll_seconds, _LOOK_AT_LEAST_EVERY_SECONDS)
-        deadline = time.monotonic() + seconds
-        while self.open:
-            self._look()
-            if not self.open or time.monotonic() >= deadline:
-                return
-            self._wait(pause)
-
-    def _look(self) -> None:
-        for trial_id, seen in observe(self._runs, self.open, self._launcher).items():
-            self._seen[trial_id] = seen
-            live = {(job.job, job.attempt) for job in seen.live_jobs}
-            news = live - self._asked.get(trial_id, set())
-            if news:
-                self._launcher.cancel(sorted(job for job, _ in news))
-                self._asked[trial_id] = live
-            elif not live and not _silence(seen):
-                self._stopped(self.open.pop(trial_id), seen, trial_id in self._asked)
-
-    def why_open(self, trial_id: str) -> str:
-        """Say what a trial that is `open` waits for."""
-        silence = _silence(self._seen[trial_id])
-        return f"nobody can tell whether it has a job: {silence}" if silence else "its job is still saving"
-
-
-def _silence(seen: Observed) -> str:
-    """Say why the launcher knows nothing of a job of the trial; empty if it knows."""
-    views = (seen, seen.evaluation)
-    return next((view.job.evidence for view in views if view and view.job and view.is_unknown), "")
+ABANDON = "--abandon-jobs"
 
 
 def cancel_trials(
@@ -129,9 +67,15 @@ def cancel_trials(
     try:
         stopping.watch(patience_seconds)
     except TryLaterError as error:
-        raise TryLaterError(f"{error}; the trials are marked, the same command again stops their jobs") from error
+        raise TryLaterError(
+            f"{error}; the trials are marked and jobs that run stop by themselves; the same command again drops those "
+            "that wait"
+        ) from error
     for trial in stopping.open.values():
-        say(f"{trial.label}: cancelled; {stopping.why_open(trial.id)}; `orchestrate status` shows when it has stopped")
+        todo = "`orchestrate status` shows when it has stopped"
+        if stopping.is_silent(trial.id):
+            todo = "one that runs stops by itself; run the same command again to drop one that waits"
+        say(f"{trial.label}: cancelled; {stopping.why_open(trial.id)}; {todo}")
     return len(by_id) - num_done
 
 
@@ -141,10 +85,22 @@ def move_away(
     launcher: Launcher,
     *,
     say: Callable[[str], None],
+    abandons: bool = False,
     patience_seconds: float = LONGEST_MOVE_SECONDS,
     wait: Callable[[float], None] = time.sleep,
 ) -> None:
     """Ask the jobs of trials to save and stop where they are, and wait until none lives, so that another place goes on.
+
+    A trial whose last job left its end, with nothing to follow, has stopped, whether or not the place answers.
+
+    Args:
+        runs: folder with `trials/`.
+        trials: that leave.
+        launcher: of the place that they leave.
+        say: tells a person.
+        abandons: whether to give up, soon, jobs of which nobody can tell whether they live.
+        patience_seconds: that the jobs have.
+        wait: pauses between looks.
 
     Raises:
         RunDirError: one does not stop, or nobody can tell.
@@ -160,11 +116,20 @@ def move_away(
     stopping.watch(at_once)
     while stopping.open:
         waited = time.monotonic() - began
+        silent = [trial for trial in stopping.open.values() if stopping.is_silent(trial.id)]
+        if abandons and silent:
+            for trial in silent:
+                del stopping.open[trial.id]
+                say(f"{trial.label}: goes on although {stopping.why_open(trial.id)}")
+            continue
         told = [f"{trial.label}: {stopping.why_open(trial.id)}" for trial in stopping.open.values()]
+        way = f"; if none runs there any more, {ABANDON} goes on without asking" if silent else ""
         if waited > patience_seconds:
             problem = "not moved, as jobs under the cluster file of before do not stop"
-            raise RunDirError("\n".join([*told, f"{problem}; `orchestrate resume` without --cluster goes on there"]))
-        say(f"waiting for jobs to stop where they are ({waited:.0f} s): {'; '.join(told)}")
+            raise RunDirError(
+                "\n".join([*told, f"{problem}; `orchestrate resume` without --cluster goes on there{way}"])
+            )
+        say(f"waiting for jobs to stop where they are ({waited:.0f} s): {'; '.join(told)}{way}")
         stopping.watch(at_once)
 
 
@@ -223,6 +188,7 @@ def _forgive(run: RunDir, seen: Observed) -> None:
     write_json(resumed_file(run), {"after_attempt": last, "time": time.time(), "by": _who()})
     run.cancelled_file.unlink(missing_ok=True)
     run.stop_file.unlink(missing_ok=True)
+    run.evaluation.stop_file.unlink(missing_ok=True)
 
 
 def _who() -> str:

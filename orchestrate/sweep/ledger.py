@@ -59,13 +59,24 @@ def of_training(attempts: Sequence[AttemptRecord], checkpoint_step: int, *, safe
         checkpoint_step: of the newest checkpoint.
         safe: whether the last attempt goes on or was the last of all, so that its steps need no checkpoint.
     """
-    kept, parts = checkpoint_step, []
+    kept, parts, found = checkpoint_step, [], float("inf")
     for attempt in reversed(attempts):
         goes_on = safe and attempt is attempts[-1]
         parts.append(_of_attempt(attempt, max(kept, attempt.last_step or 0) if goes_on else kept))
-        if attempt.has_begun:  # what it found is what those before had kept
-            kept = attempt.checkpoint_before
+        if attempt.has_begun:  # what it found is what those before had kept, and no later one had to make again
+            found = min(found, _begun_from(attempt))
+            kept = int(found)
     return add_up(parts)
+
+
+def _begun_from(attempt: AttemptRecord) -> int:
+    """Return the step from which an attempt went on: an older one than that of the newest checkpoint if it is damaged.
+
+    The step of an attempt that made none says nothing, as its first heartbeat is older than its checkpoint.
+    """
+    if attempt.first_step is None or (attempt.last_step or 0) <= attempt.first_step:
+        return attempt.checkpoint_before
+    return min(attempt.checkpoint_before, attempt.first_step)
 
 
 def of_evaluation(attempts: Iterable[AttemptRecord]) -> Ledger:

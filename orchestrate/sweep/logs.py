@@ -11,7 +11,10 @@ from orchestrate.errors import ConfigError, RunDirError
 from orchestrate.launchers.attempts import attempt_numbers, job_file
 from orchestrate.launchers.base import Launcher, Phase, job_folder, job_name
 from orchestrate.runs import RunDir, read_json
-from orchestrate.sweep.record import TrialEntry
+from orchestrate.sweep.lease import lease_holder
+from orchestrate.sweep.observe import observe
+from orchestrate.sweep.record import TrialEntry, load_records, record_path
+from orchestrate.sweep.standing import State, assess
 from orchestrate.sweep.tail import follow, last_lines
 
 ALL, JOB = "all", "job"
@@ -68,15 +71,27 @@ class TrialLogs:
             for line in last_lines(log.path, count, up_to=self._read_up_to[log.path]):
                 yield self._told(log, line)
 
-    def follow(self, launcher: Launcher, *, wait: Callable[[float], None] = time.sleep) -> Iterator[str]:
-        """Yield what is added after `last_lines`, of new ranks and later attempts too, while the trial has a job."""
+    def follow(
+        self,
+        launcher: Launcher,
+        *,
+        is_awaited: Callable[[], bool] = lambda: False,
+        wait: Callable[[float], None] = time.sleep,
+    ) -> Iterator[str]:
+        """Yield what is added after `last_lines`, of new ranks and later attempts too, while the trial has a job.
+
+        Args:
+            launcher: knows its jobs.
+            is_awaited: asked when it has none; tells whether another attempt is to come.
+            wait: pauses between looks.
+        """
         attempt, found = self._first, dict[Path, Log]()
 
         def find() -> list[Path]:
             found.update({log.path: log for log in self._logs_now()})
             return list(found)
 
-        is_growing = liveness(launcher, self._name)
+        is_growing = liveness(launcher, self._name, is_awaited=(lambda: False) if self._attempt else is_awaited)
         for path, line in follow(find, read_up_to=self._read_up_to, is_growing=is_growing, wait=wait):
             if found[path].attempt > attempt:
                 attempt = found[path].attempt
@@ -108,8 +123,14 @@ def _scheduler_logs(folder: RunDir, attempt: int) -> list[Path]:
     return [folder.path / "logs" / f"slurm-{job}.log"] if job else []
 
 
-def liveness(launcher: Launcher, name: str, *, clock: Callable[[], float] = time.monotonic) -> Callable[[], bool]:
-    """Make a question whether a job may still write, which bothers the launcher no more often than it bears."""
+def liveness(
+    launcher: Launcher,
+    name: str,
+    *,
+    is_awaited: Callable[[], bool] = lambda: False,
+    clock: Callable[[], float] = time.monotonic,
+) -> Callable[[], bool]:
+    """Make a question whether a job writes or will, which bothers the launcher no more often than it bears."""
     asked, answer = -float("inf"), True
 
     def may_write() -> bool:
@@ -118,7 +139,30 @@ def liveness(launcher: Launcher, name: str, *, clock: Callable[[], float] = time
             state = launcher.poll([name]).get(name)
             # A launcher that cannot say is no sign of an end.
             answer = state is not None and (state.live or state.phase is Phase.UNKNOWN)
+            answer = answer or is_awaited()
             asked = clock()
         return answer
 
     return may_write
+
+
+def retries(runs: Path, trial: TrialEntry, launcher: Launcher, *, stage: str) -> Callable[[], bool]:
+    """Make a question whether a trial without a job will get one: it is not over, and somebody controls a sweep of it.
+
+    Args:
+        runs: folder with `trials/` and `sweeps/`.
+        trial: whose attempts.
+        launcher: knows its jobs.
+        stage: `pretrain` or `evaluate`.
+    """
+    records = [record for record in load_records(runs) if trial.id in record.trial_ids]
+    evaluates = any(record.cluster_config().evaluate is not None for record in records)
+
+    def is_due() -> bool:
+        if not any(lease_holder(record_path(runs, record.name).parent) for record in records):
+            return False
+        place = assess(observe(runs, [trial.id], launcher, evaluates=evaluates)[trial.id])
+        is_over = stage == "pretrain" and place.state is State.TRAINED and place.next_attempt is None
+        return not place.state.final and not is_over
+
+    return is_due

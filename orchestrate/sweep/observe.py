@@ -102,11 +102,12 @@ def _observe(run: RunDir, jobs: Mapping[str, JobState], *, evaluates: bool) -> O
         attempts=_attempts(run, files, jobs.get(training)),
         checkpoint_step=checkpoint_step(run) if _CHECKPOINTS in files else 0,
         forgiven=int(resumed.get("after_attempt", 0)),
+        evaluates=evaluates,
     )
     has_evaluation = _EVALUATION in files or evaluation in jobs
-    trained = _RESULTS in files and is_trained(run)
-    is_wanted = trained or ((evaluates or has_evaluation) and _CHECKPOINTS in files)
-    if not has_evaluation and not is_wanted:
+    trained = seen.done or (_RESULTS in files and is_trained(run))
+    is_wanted = (trained and not seen.done) or ((evaluates or has_evaluation) and _CHECKPOINTS in files)
+    if not has_evaluation and not is_wanted and not trained:
         return seen
     return replace(
         seen,

@@ -23,6 +23,7 @@ class Observed:
         finished: unix time at which it was done.
         forgiven: a person resumed the trial after this attempt, so those up to it no longer count.
         trained: the training is over, whatever is left to evaluate.
+        evaluates: evaluation is a job of its own where the trial runs now; else the jobs that train do it.
         to_evaluate: what has no scores yet: milestone checkpoints, and the final weights last.
         evaluation: the jobs that only evaluate, seen like a trial whose `checkpoint_step` counts its scores; None
             if there never was one.
@@ -36,6 +37,7 @@ class Observed:
     finished: float = 0.0
     forgiven: int = 0
     trained: bool = False
+    evaluates: bool = False
     to_evaluate: tuple[str, ...] = ()
     evaluation: Observed | None = None
 

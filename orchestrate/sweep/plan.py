@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from orchestrate.sweep.hours import UNLIMITED, Hours, Worker, allowances
 from orchestrate.sweep.observed import Observed, rank_hours
+from orchestrate.sweep.record import counted
 from orchestrate.sweep.standing import Standing, State, assess, assess_evaluation, jobs_to_stop
 from orchestrate.sweep.suspects import suspects
 
-# A job that is admitted shall get further than its start before the hours are spent.
-_LOOKS_WORTH_STARTING = 10
+_NOTHING = Observed()
 
 
 @dataclass(frozen=True)
@@ -19,8 +20,10 @@ class Desired:
 
     Attributes:
         trials: ids, those to start first first.
-        parallel: most live jobs on the cluster.
+        parallel: most live jobs of the sweep.
         gpu_hours: most rank-hours over all attempts; 0 is no limit.
+        beside: ids of trials whose hours count, and whose jobs end at the limit, but of which nothing is started.
+        max_jobs: most live jobs on the cluster; 0: as many as those of the sweep.
         elsewhere: live jobs on the cluster that belong to other sweeps.
         ranks, evaluate_ranks: of a job that trains, and of one that only evaluates; 0 where training jobs evaluate.
         max_ranks: most ranks of live jobs on the cluster; 0 is no limit.
@@ -32,6 +35,8 @@ class Desired:
     trials: tuple[str, ...]
     parallel: int
     gpu_hours: float = 0.0
+    beside: tuple[str, ...] = ()
+    max_jobs: int = 0
     elsewhere: int = 0
     ranks: int = 1
     evaluate_ranks: int = 0
@@ -44,6 +49,10 @@ class Desired:
     def evaluates(self) -> bool:
         """Whether the evaluation of a trial is a job of its own."""
         return self.evaluate_ranks > 0
+
+    def stage_ranks(self, stage: str) -> int:
+        """Return the ranks of a job of a stage."""
+        return self.evaluate_ranks or self.ranks if stage == "evaluate" else self.ranks
 
 
 @dataclass(frozen=True)
@@ -90,9 +99,11 @@ def plan(desired: Desired, observed: Mapping[str, Observed], now: float) -> tupl
         Actions in the order in which they should be done. The same input gives the same actions; once they are done
         and seen, none are left. What could not be asked leads to no action.
     """
-    seen = {trial: observed.get(trial, Observed()) for trial in desired.trials}
-    if _is_spent(desired, seen, now):
-        return tuple(_stops(seen, now, f"limits.gpu_hours: {desired.gpu_hours:g} allowed, and as good as spent"))
+    seen = _seen(desired, observed)
+    if hours_of(desired, observed, now).is_spent:
+        beside = {trial: observed.get(trial, _NOTHING) for trial in desired.beside}
+        reason = f"limits.gpu_hours: {desired.gpu_hours:g} allowed, and as good as spent"
+        return tuple(_stops({**seen, **beside}, now, reason))
     stops = _stops(seen, now)
     stopped = {stop.job for stop in stops}
     releases = [
@@ -101,7 +112,11 @@ def plan(desired: Desired, observed: Mapping[str, Observed], now: float) -> tupl
         for job in view.live_jobs
         if job.held and job.job not in stopped
     ]
-    return (*stops, *releases, *_submits(desired, seen, now))
+    return (*stops, *releases, *_submits(desired, seen, now, hours_of(desired, observed, now)))
+
+
+def _seen(desired: Desired, observed: Mapping[str, Observed]) -> dict[str, Observed]:
+    return {trial: observed.get(trial, _NOTHING) for trial in desired.trials}
 
 
 def _stops(seen: Mapping[str, Observed], now: float, reason: str = "") -> list[Cancel]:
@@ -114,10 +129,38 @@ def _stops(seen: Mapping[str, Observed], now: float, reason: str = "") -> list[C
     return found
 
 
-def _is_spent(desired: Desired, seen: Mapping[str, Observed], now: float) -> bool:
-    """Tell whether the hours are spent, or will be before the next look unless the live jobs save and stop."""
-    soon = _ranks(desired, seen, running=True) * desired.next_look_seconds / 3600
-    return bool(desired.gpu_hours) and rank_hours(seen, now) + soon >= desired.gpu_hours
+def hours_of(desired: Desired, observed: Mapping[str, Observed], now: float) -> Hours:
+    """Add up the hours that count: those of all trials that the sweep has or had, whichever it acts on."""
+    if not desired.gpu_hours:
+        return UNLIMITED
+    seen = {trial: observed.get(trial, _NOTHING) for trial in (*desired.trials, *desired.beside)}
+    return Hours(
+        desired.gpu_hours,
+        rank_hours(seen, now),
+        running=_ranks(desired, seen, running=True),
+        live=_ranks(desired, seen),
+        next_look_seconds=desired.next_look_seconds,
+    )
+
+
+def divide_hours(
+    desired: Desired, observed: Mapping[str, Observed], submits: Sequence[Submit], now: float
+) -> Mapping[tuple[str, str], float]:
+    """Say how many rank-seconds each job may have spent that lives or is about to; see `allowances`."""
+    return allowances(hours_of(desired, observed, now), _workers(desired, observed, submits, now))
+
+
+def _workers(
+    desired: Desired, observed: Mapping[str, Observed], submits: Sequence[Submit], now: float
+) -> Iterator[Worker]:
+    """Yield the jobs that live and those that are about to, each once."""
+    about_to = {(submit.trial_id, submit.stage) for submit in submits}
+    for trial in (*desired.trials, *desired.beside):
+        whole = observed.get(trial, _NOTHING)
+        for stage, view in (("pretrain", whole), ("evaluate", whole.evaluation or _NOTHING)):
+            if view.holds_place or (trial, stage) in about_to:
+                spent = sum(attempt.rank_seconds for attempt in view.until(now).attempts)
+                yield Worker(trial, stage, desired.stage_ranks(stage), spent)
 
 
 def _ranks(desired: Desired, seen: Mapping[str, Observed], *, running: bool = False) -> int:
@@ -125,38 +168,37 @@ def _ranks(desired: Desired, seen: Mapping[str, Observed], *, running: bool = Fa
     training = sum(view.is_running if running else view.holds_place for view in seen.values())
     views = [view.evaluation for view in seen.values() if view.evaluation]
     evaluating = sum(view.is_running if running else view.holds_place for view in views)
-    return training * desired.ranks + evaluating * (desired.evaluate_ranks or desired.ranks)
+    return training * desired.ranks + evaluating * desired.stage_ranks("evaluate")
 
 
-def _submits(desired: Desired, seen: Mapping[str, Observed], now: float) -> list[Submit]:
+def _submits(desired: Desired, seen: Mapping[str, Observed], now: float, hours: Hours) -> list[Submit]:
     due = _due(desired, seen, now)
     if not due:
         return []
     begun = [view for view in (*seen.values(), *(v.evaluation for v in seen.values())) if view and view.attempts]
     exclude = suspects([view.ended_attempts for view in begun], now)
-    live = sum(view.num_places for view in seen.values()) + desired.elsewhere
-    free_jobs = min(desired.parallel, desired.parallel if desired.room is None else desired.room) - live
-    live_ranks = _ranks(desired, seen)
-    free_ranks = desired.max_ranks - desired.elsewhere_ranks - live_ranks if desired.max_ranks else float("inf")
-    affordable = _affordable_ranks(desired, seen, now)
+    free_jobs, free_ranks = _free_jobs(desired, seen), min(_free_ranks(desired, seen), hours.affordable_ranks)
     chosen: list[Submit] = []
     for trial, place, stage in due:
-        ranks = desired.evaluate_ranks if stage == "evaluate" else desired.ranks
+        ranks = desired.stage_ranks(stage)
         if len(chosen) >= free_jobs:
             break
-        if ranks <= min(free_ranks, affordable):
+        if ranks <= free_ranks:
             chosen.append(Submit(trial, place.next_attempt or 1, place.reason, stage, exclude))
-            free_ranks, affordable = free_ranks - ranks, affordable - ranks
+            free_ranks -= ranks
     return chosen
 
 
-def _affordable_ranks(desired: Desired, seen: Mapping[str, Observed], now: float) -> float:
-    """Return how many more ranks can run for some looks before the hours are spent."""
-    if not desired.gpu_hours:
-        return float("inf")
-    hours_each = _LOOKS_WORTH_STARTING * desired.next_look_seconds / 3600
-    left = desired.gpu_hours - rank_hours(seen, now)
-    return left / hours_each - _ranks(desired, seen) if hours_each else float("inf")
+def _free_jobs(desired: Desired, seen: Mapping[str, Observed]) -> int:
+    """Count the jobs for which there is room: in the sweep, on the cluster, and as far as the place took any."""
+    own = sum(view.num_places for view in seen.values())
+    on_cluster = (desired.max_jobs or desired.parallel) - own - desired.elsewhere
+    free = min(desired.parallel - own, on_cluster)
+    return free if desired.room is None else min(free, desired.room - own - desired.elsewhere)
+
+
+def _free_ranks(desired: Desired, seen: Mapping[str, Observed]) -> float:
+    return desired.max_ranks - desired.elsewhere_ranks - _ranks(desired, seen) if desired.max_ranks else float("inf")
 
 
 def _due(desired: Desired, seen: Mapping[str, Observed], now: float) -> list[tuple[str, Standing, str]]:
@@ -167,7 +209,7 @@ def _due(desired: Desired, seen: Mapping[str, Observed], now: float) -> list[tup
     found = []
     for trial in desired.trials:
         view, place = seen[trial], assess(seen[trial])
-        if view.is_unknown:
+        if view.done or view.is_unknown:
             continue
         if desired.evaluates and view.trained:
             candidates = [(0, assess_evaluation(view), "evaluate")]
@@ -186,18 +228,35 @@ def _due(desired: Desired, seen: Mapping[str, Observed], now: float) -> list[tup
 
 def why_stalled(desired: Desired, observed: Mapping[str, Observed], now: float) -> str:
     """Say why open trials will stay open; empty while something is live, or may be started later."""
-    seen = {trial: observed.get(trial, Observed()) for trial in desired.trials}
+    seen = _seen(desired, observed)
     if any(view.num_places or view.is_unknown for view in seen.values()):
         return ""
-    num_open = sum(not assess(view).state.final for view in seen.values())
-    if not num_open:
+    still_open = [trial for trial, view in seen.items() if not assess(view).state.final]
+    if not still_open:
         return ""
-    least = min(ranks for ranks in (desired.ranks, desired.evaluate_ranks) if ranks)
+    ranks = [desired.stage_ranks(stage) for _, _, stage in _due(desired, seen, float("inf"))]
+    if not ranks:
+        first = still_open[0]
+        said = assess(seen[first]).reason
+        return f"{counted(len(still_open), 'trial')} open, and none can be started; {first[:8]}: {said}"
+    least = min(ranks)
     if desired.max_ranks and desired.max_ranks < least:
         return f"limits.ranks: {desired.max_ranks} allowed, a job has {least}; raise it in the cluster config"
-    if not _is_spent(desired, seen, now) and _affordable_ranks(desired, seen, now) >= least:
+    if why := hours_of(desired, observed, now).why_too_few(least):
+        number = counted(len(still_open), "trial")
+        return f"{why}, {number} open; raise the limit in the sweep file and run the same command"
+    return ""
+
+
+def why_waiting(desired: Desired, observed: Mapping[str, Observed], now: float) -> str:
+    """Say which jobs of others nothing starts for, although it is due and nothing of the sweep lives; else empty."""
+    seen = _seen(desired, observed)
+    ranks = [desired.stage_ranks(stage) for _, _, stage in _due(desired, seen, now)]
+    if not ranks or any(view.num_places for view in seen.values()):
         return ""
-    return (
-        f"limits.gpu_hours: {desired.gpu_hours:g} allowed, {rank_hours(seen, now):.2f} spent, "
-        f"{num_open} trials are open; raise the limit in the sweep file and run the same command"
-    )
+    if desired.elsewhere and _free_jobs(desired, seen) <= 0:
+        others = counted(desired.elsewhere, "job")
+        return f"waiting: {others} of other sweeps or removed trials take up what limits.parallel allows"
+    if desired.elsewhere_ranks and _free_ranks(desired, seen) < min(ranks):
+        return f"waiting: jobs of other sweeps or removed trials have {desired.elsewhere_ranks} ranks; see limits.ranks"
+    return ""

@@ -49,6 +49,7 @@ def find_problems(
         *_place_problems(record, runs, bool(open_trials)),
         *_objective_problems(record),
         *(launcher.problems() if open_trials else ()),
+        *(_limit_problems(record) if open_trials else ()),
         *_batch_problems(record, open_trials),
         *_run_dir_problems(runs, open_trials),
         *filter(None, (missing_beginning(runs, trial) for trial in open_trials)),
@@ -104,6 +105,16 @@ def _probe_key(*, name: str, **params: Any) -> str:
 
 def _top1(keys: Iterable[str]) -> list[str]:
     return [f"{key}.top1" for key in keys]
+
+
+def _limit_problems(record: SweepRecord) -> Iterator[str]:
+    """No job of such a size would ever be started."""
+    cluster = record.cluster_config()
+    allowed = cluster.limits.ranks
+    for section, resources in (("resources", cluster.resources), ("evaluate", cluster.evaluate)):
+        if resources is not None and allowed and resources.ranks > allowed:
+            job = f"{section} gives a job {counted(resources.ranks, 'rank')}"
+            yield f"cluster: limits.ranks: {allowed}: {job}; raise the limit, or lower {section}.nodes"
 
 
 def _batch_problems(record: SweepRecord, trials: Iterable[TrialEntry]) -> Iterator[str]:

@@ -173,7 +173,8 @@ def git_state(package: Path) -> tuple[str | None, bool]:
 
     def ask(*words: str) -> str | None:
         try:
-            answer = subprocess.run(("git", *words), cwd=package, capture_output=True, text=True, timeout=10)
+            command = ("git", "-c", "safe.directory=*", *words)  # also of a checkout of another user
+            answer = subprocess.run(command, cwd=package, capture_output=True, text=True, timeout=10)
         except (OSError, subprocess.TimeoutExpired):
             return None
         return answer.stdout.strip() if answer.returncode == 0 else None

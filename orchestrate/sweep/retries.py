@@ -13,6 +13,8 @@ from orchestrate.sweep.causes import RETRIES, Cause, cause_of, describe_exit
 # Attempts in a row that leave the checkpoint where it was, of causes that nothing else bounds.
 ATTEMPTS_WITHOUT_PROGRESS = 3
 _LONGEST_DELAY_SECONDS = 60.0
+# A store or a mount may be away for half an hour, which shall not spend all retries.
+_DELAYS_OF_A_PLACE_SECONDS = (1.0, 30.0, 120.0, 600.0, 1800.0)
 # Trying again at once is right where the place that failed is left, or waits for room by itself.
 _AT_ONCE = frozenset({Cause.PREEMPTED, Cause.TIME_LIMIT, Cause.PREFLIGHT, Cause.CANCELLED})
 
@@ -84,8 +86,16 @@ def judge(attempts: Sequence[AttemptRecord], checkpoint_step: int, *, forgiven: 
     if _is_stuck(attempts, checkpoint_step, forgiven):
         stuck = f"{ATTEMPTS_WITHOUT_PROGRESS} attempts in a row ended at checkpoint step {checkpoint_step}"
         return Judgement(Outcome.FAILED, Cause.NO_PROGRESS, f"{fate}; {stuck}")
-    delay = 0.0 if cause in _AT_ONCE else min(_LONGEST_DELAY_SECONDS, 2.0 ** (count - 1))
-    return Judgement(Outcome.RETRY, cause, fate, last.ended + delay)
+    return Judgement(Outcome.RETRY, cause, fate, last.ended + _delay(cause, count))
+
+
+def _delay(cause: Cause, count: int) -> float:
+    """Return the seconds before the retry after the given number of faults of the same cause."""
+    if cause in _AT_ONCE:
+        return 0.0
+    if cause is Cause.INFRASTRUCTURE:
+        return _DELAYS_OF_A_PLACE_SECONDS[min(count, len(_DELAYS_OF_A_PLACE_SECONDS)) - 1]
+    return float(min(_LONGEST_DELAY_SECONDS, 2.0 ** (count - 1)))
 
 
 def _count(cause: Cause, recent: Sequence[AttemptRecord]) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +30,13 @@ from orchestrate.sweep.standing import Standing, State
 
 # sweep folder, trials folder -> the page
 WriteReport = Callable[[Path, Path], Path]
+# runs, trials -> the place where they were has no job of theirs any more, or an error
+Leave = Callable[[Path, Iterable[TrialEntry]], None]
+
+# Touched by single passes, which a timer may ask for: what lies between two of them is when the next one comes.
+_LAST_LOOK = "last_look"
+# A pause of days says nothing of the next pass; until then every job keeps to its own allowance.
+_LONGEST_LOOK_SECONDS = 3600.0
 
 
 class Display(Protocol):
@@ -66,7 +73,13 @@ class Session:
     wait: Callable[[float], None] = time.sleep
 
     def make_true(
-        self, record: SweepRecord, *, once: bool = False, only: Collection[str] = (), forgive: Forgive | None = None
+        self,
+        record: SweepRecord,
+        *,
+        once: bool = False,
+        only: Collection[str] = (),
+        leave: Leave | None = None,
+        forgive: Forgive | None = None,
     ) -> bool:
         """Run a sweep to its end, or make a single pass; return whether every trial is done.
 
@@ -77,6 +90,7 @@ class Session:
             record: what is wanted.
             once: make one pass and leave the jobs to themselves.
             only: ids of the trials to act on; all if empty.
+            leave: sees to it that no job lives at the place of before; called before sweep.json names this one.
             forgive: takes up trials again that a person named; called once nothing can refuse the sweep any more.
 
         Raises:
@@ -85,15 +99,28 @@ class Session:
         """
         check_start(record, self.runs, self.launcher, check_data=self.check_data)
         with lease(record_path(self.runs, record.name).parent), opened_store(self.runs) as store:
+            if leave is not None:
+                following = record.following(find_record(self.runs, record.name))
+                leave(self.runs, (following.only(only) if only else following).trials)
             record, is_new = self._keep(record)
             store.record_sweep(record.name, record.trial_ids, now=record.created)
+            beside = [trial for trial in (*record.trials, *record.removed) if only and trial.id not in only]
             record = record.only(only) if only else record
             self._announce(record)
             for mercy in (forgive, None if once else forgive_machine_faults):
                 if mercy is not None:
                     self._take_up(record, mercy)
             show = self.display
-            controller = Controller(record, self.runs, self.launcher, store, changed=show.changed, say=show.line)
+            controller = Controller(
+                record,
+                self.runs,
+                self.launcher,
+                store,
+                beside=beside,
+                next_look_seconds=_since_last_look(record_path(self.runs, record.name).parent) if once else 0.0,
+                changed=show.changed,
+                say=show.line,
+            )
             if once:
                 last = controller.reconcile()
                 self.display.looked(last)
@@ -163,6 +190,14 @@ class Session:
 def _finished_at(runs: Path, trial: TrialEntry) -> float:
     done = runs / "trials" / trial.id / "results" / "done.json"
     return done.stat().st_mtime if done.exists() else 0.0
+
+
+def _since_last_look(folder: Path) -> float:
+    """Return the time since the last single pass over a sweep, 0 if there was none, and note that one is made now."""
+    mark = folder / _LAST_LOOK
+    since = time.time() - mark.stat().st_mtime if mark.exists() else 0.0
+    mark.touch()
+    return min(max(0.0, since), _LONGEST_LOOK_SECONDS)
 
 
 @contextmanager

@@ -72,14 +72,17 @@ def assess(seen: Observed) -> Standing:
         return _of_unknown(seen, seen.job)
     if seen.cancelled:
         return Standing(State.CANCELLED, "a person cancelled it; `orchestrate resume` takes it up again")
-    if seen.trained and (seen.evaluation is not None or _ended_well(seen)):
+    if seen.trained and (seen.evaluates or _trainer(seen)):
         return _assess_trained(seen)
     return _assess_ended(seen)
 
 
 def _of_live(job: JobState) -> Standing:
-    state = State.QUEUED if job.phase is Phase.QUEUED else State.RUNNING
-    return Standing(state, f"attempt {job.attempt}: {job.evidence}")
+    said = f"attempt {job.attempt}: {job.evidence}"
+    if job.hold:
+        state = State.HELD if job.given_up else State.QUEUED
+        return Standing(state, f"{said}; it is held in Slurm until somebody types `{job.hold}`")
+    return Standing(State.QUEUED if job.phase is Phase.QUEUED else State.RUNNING, said)
 
 
 def _of_unknown(seen: Observed, job: JobState) -> Standing:
@@ -92,21 +95,31 @@ def _of_unknown(seen: Observed, job: JobState) -> Standing:
     )
 
 
-def _ended_well(seen: Observed) -> bool:
-    return bool(seen.attempts) and seen.attempts[-1].exit_code == Exit.DONE
+def _trainer(seen: Observed) -> int:
+    """Return the number of the attempt whose job only had to train, and did; 0 if there is none."""
+    if not seen.trained:
+        return 0
+    return next((attempt.number for attempt in seen.attempts if attempt.exit_code == Exit.DONE), 0)
 
 
 def _assess_trained(seen: Observed) -> Standing:
     """Decide the state of a trial whose training is over; how far its evaluation is decides the rest."""
-    place = assess_evaluation(seen)
+    elsewhere = seen.evaluation is not None and seen.evaluation.num_places > 0
+    place = assess_evaluation(seen) if seen.evaluates or elsewhere else _assess_scoring(seen)
     reason = f"trained; its evaluation: {place.reason}"
     if place.state in (State.FAILED, State.DIVERGED):
         return Standing(State.FAILED, reason, place.cause)
     if place.state is State.HELD:
         return Standing(State.HELD, reason, place.cause)
-    # Where training jobs evaluate too, another one of them would do it.
     following = place.next_attempt and _following(seen)
     return Standing(State.TRAINED, reason, place.cause, following, place.not_before)
+
+
+def _assess_scoring(seen: Observed) -> Standing:
+    """Decide about jobs of the training that are left to evaluate; the one that trained has done what it should."""
+    after = replace(seen, forgiven=max(seen.forgiven, _trainer(seen)))
+    place = _assess_ended(after, of=f"{', '.join(seen.to_evaluate) or 'final'} to evaluate")
+    return replace(place, not_before=0.0) if place.cause is None else place
 
 
 def assess_evaluation(seen: Observed) -> Standing:

@@ -50,7 +50,7 @@ class TrialStatus:
 
     Attributes:
         state, cause, reason: what, why in a word, why in a sentence.
-        activity: what the worker says it does, such as `training`, while a job is live.
+        activity: what the worker says it does, such as `training`, while a job runs; `held in Slurm` while it waits so.
         step, total_steps, images: optimizer steps and images so far.
         images_per_second, data_wait_percent, loss, eta_seconds: from the heartbeat, or the whole training when done.
         step_seconds_p50, step_seconds_p95: times of the last steps, while a job is live.
@@ -100,6 +100,8 @@ def trial_status(trial: TrialEntry, runs: Path, seen: Observed, metric: str) -> 
     hours = ledger_of(seen).rounded()
     metrics = {str(key): float(value) for key, value in (done.get("metrics") or {}).items() if value is not None}
     facts = _facts_of_done(done) if done else _facts_of_heartbeat(beat, live=place.state is State.RUNNING)
+    if any(job.hold for job in seen.live_jobs):
+        facts["activity"] = "held in Slurm"
     return TrialStatus(
         id=trial.id,
         assignment=trial.assignment,
@@ -248,7 +250,7 @@ def _memory(row: TrialStatus) -> str:
 
 def state_label(row: TrialStatus) -> str:
     """Name the state with the word that matters most beside it."""
-    if row.state is State.RUNNING and row.activity not in (None, "training"):
+    if row.state in (State.RUNNING, State.QUEUED, State.HELD) and row.activity not in (None, "training"):
         return f"{row.state} ({row.activity})"
     if row.cause and row.state in (State.FAILED, State.INTERRUPTED, State.HELD):
         return f"{row.state} ({row.cause})"

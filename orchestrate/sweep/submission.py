@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -10,9 +10,9 @@ from pathlib import Path
 from orchestrate.config.load import dump_yaml
 from orchestrate.errors import LaunchError
 from orchestrate.launchers.base import JobExistsError, Launcher, LaunchPlan, RunSpec, TryLaterError, job_name
-from orchestrate.runs import create_run_dir, write_text
+from orchestrate.runs import RunDir, create_run_dir, write_text
 from orchestrate.store import Store
-from orchestrate.sweep.code import FrozenCode, code_for, freeze
+from orchestrate.sweep.code import FrozenCode, code_for, code_of, freeze
 from orchestrate.sweep.continuation import bring_beginning
 from orchestrate.sweep.observe import run_dir_of
 from orchestrate.sweep.plan import Submit
@@ -46,15 +46,24 @@ class Submitter:
         launcher: starts jobs.
         store: where intents go.
         clock: unix time.
+        say: called with what a new copy of the code lacks.
     """
 
     def __init__(
-        self, record: SweepRecord, runs: Path, launcher: Launcher, store: Store, *, clock: Callable[[], float]
+        self,
+        record: SweepRecord,
+        runs: Path,
+        launcher: Launcher,
+        store: Store,
+        *,
+        clock: Callable[[], float],
+        say: Callable[[str], None] = lambda text: None,
     ) -> None:
         self._record, self._runs, self._launcher, self._store = record, runs, launcher, store
-        self._clock, self._cluster = clock, record.cluster_config()
+        self._clock, self._say, self._cluster = clock, say, record.cluster_config()
         self._trials: Mapping[str, TrialEntry] = {trial.id: trial for trial in record.trials}
         self._code: FrozenCode | None = None
+        self._has_fixed_code = False
 
     def start(self, submits: Sequence[Submit]) -> Submitted:
         """Submit attempts in order, as far as the place takes them.
@@ -101,7 +110,7 @@ class Submitter:
             submit.attempt,
             stage=submit.stage,
             exclude=submit.exclude,
-            code=code_for(run, self.freeze()).path if self.is_frozen else None,
+            code=self._code_of(run),
             sweep=self._record.name,
         )
         return self._launcher.plan(spec)
@@ -113,14 +122,22 @@ class Submitter:
             together = size if size > 1 and self._cluster.stage_resources(stage).ranks == 1 else 1
             yield from _chunks(list(group), together)
 
-    @property
-    def is_frozen(self) -> bool:
-        """Whether trials run a copy of the code."""
-        return self._cluster.code == "frozen"
+    def fix_code(self, trial_ids: Iterable[str]) -> None:
+        """Fix the code of trials that will have to run: that of the first call, not of when the turn of each comes."""
+        if self._cluster.code != "frozen" or self._has_fixed_code:
+            return
+        self._has_fixed_code = True
+        if any(code_of(run_dir_of(self._runs, trial_id)) is None for trial_id in trial_ids):
+            self._freeze()
 
-    def freeze(self) -> FrozenCode:
-        """Fix the code of trials that have none of their own: that of the first call, not of when their turn comes."""
-        self._code = self._code or freeze(self._runs)
+    def _code_of(self, run: RunDir) -> Path | None:
+        """Return the copy that the next attempt of a trial runs; None if it runs what is in the checkout then."""
+        if self._cluster.code != "frozen":
+            return None
+        return (code_of(run) or code_for(run, self._freeze())).path
+
+    def _freeze(self) -> FrozenCode:
+        self._code = self._code or freeze(self._runs, say=self._say)
         return self._code
 
     def _refuse(self, batch: Sequence[Submit], error: LaunchError) -> None:

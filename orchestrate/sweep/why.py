@@ -10,6 +10,7 @@ from typing import Any
 from orchestrate.runs import RunDir, read_json
 from orchestrate.sweep.code import code_of
 from orchestrate.sweep.continuation import first_step, parent_of
+from orchestrate.sweep.hours import UNLIMITED, Hours
 from orchestrate.sweep.lease import lease_holder
 from orchestrate.sweep.observe import resumed_file, run_dir_of
 from orchestrate.sweep.observed import Observed, ledger_of
@@ -51,15 +52,31 @@ class Explanation:
 
 
 def explain(
-    record: SweepRecord, trial: TrialEntry, runs: Path, seen: Observed, *, now: float, flags: str = ""
+    record: SweepRecord,
+    trial: TrialEntry,
+    runs: Path,
+    seen: Observed,
+    *,
+    now: float,
+    hours: Hours = UNLIMITED,
+    flags: str = "",
 ) -> Explanation:
-    """Collect the evidence for a trial's state; `flags` are added to the command that is suggested."""
+    """Collect the evidence for a trial's state.
+
+    Args:
+        record, trial: of which sweep and trial.
+        runs: folder with `trials/`.
+        seen: what was seen of the trial.
+        now: unix time.
+        hours: what the sweep may spend and has spent.
+        flags: added to the command that is suggested.
+    """
     run = run_dir_of(runs, trial.id)
     place = assess(seen)
     run_of_log, view = _decisive_stage(run, seen)
     log = _decisive_log(run_of_log, view)
     controller = lease_holder(record_path(runs, record.name).parent)
-    action, command = next_step(record, trial, seen, now, controller)
+    action, command = next_step(record, trial, seen, now, controller=controller, hours=hours)
     return Explanation(
         trial=trial.id,
         sweep=record.name,
@@ -110,7 +127,9 @@ def _job_facts(seen: Observed) -> Iterator[str]:
         name = f"{what} {view.job.job}" if view.job.job else f"the {what}"
         yield f"the launcher says of {name}: {view.job.phase} ({view.job.evidence})"
         if view.job.held:
-            yield f"{name} was requeued, so the scheduler lets it wait for about two minutes"
+            yield f"{name} was requeued, so the scheduler lets it wait for about two minutes, or until we release it"
+        if view.job.hold:
+            yield f"{name} is held in Slurm; this lets it start: {view.job.hold}"
         if view.job.nodes:
             yield f"{name} has {', '.join(view.job.nodes)}"
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 
 from orchestrate.sweep.causes import Cause
+from orchestrate.sweep.hours import Hours
 from orchestrate.sweep.observed import Observed
 from orchestrate.sweep.record import SweepRecord, TrialEntry
 from orchestrate.sweep.standing import Standing, State, assess, assess_evaluation
@@ -23,7 +25,9 @@ _MEND: Mapping[Cause | None, str] = {
 }
 
 
-def next_step(record: SweepRecord, trial: TrialEntry, seen: Observed, now: float, controller: str) -> tuple[str, str]:
+def next_step(
+    record: SweepRecord, trial: TrialEntry, seen: Observed, now: float, *, controller: str, hours: Hours
+) -> tuple[str, str]:
     """Return what happens or should be done next, and what to type.
 
     Args:
@@ -31,11 +35,15 @@ def next_step(record: SweepRecord, trial: TrialEntry, seen: Observed, now: float
         seen: what was seen of the trial.
         now: unix time.
         controller: who controls the sweep now; empty if nobody does.
+        hours: what the sweep may spend and has spent.
     """
     place = assess(seen)
     again = f"orchestrate resume {trial.id[:8]}"
     if place.state is State.COMPLETED:
         return "nothing; the results are in", f"orchestrate report {record.name}"
+    if hold := next((job.hold for job in seen.live_jobs if job.hold), ""):
+        first = "nothing until a person has seen why its nodes do not launch it, and releases it"
+        return first if place.state is State.HELD else "nothing until somebody releases its job in Slurm", hold
     if place.state.final:
         return _of_final(place), again
     if seen.is_unknown:
@@ -46,7 +54,12 @@ def next_step(record: SweepRecord, trial: TrialEntry, seen: Observed, now: float
         return f"nothing; it goes on by itself{wait}", f"orchestrate logs {trial.id[:8]} --follow"
     if seen.evaluation is not None and seen.evaluation.live:
         return "nothing; its evaluation goes on by itself", f"orchestrate why {trial.id[:8]}"
-    what = _what_starts(record, seen, place)
+    what, stage = _what_starts(record, seen, place)
+    if limit := hours.why_too_few(record.cluster_config().stage_resources(stage).ranks):
+        raised = (
+            f"nothing: {limit}, so {what} is not started; raise the limit in {record.file}, and type the same again"
+        )
+        return raised, shlex.join(record.command)
     wait = f" in {duration(place.not_before - now)}" if place.not_before > now + 1 else ""
     if controller:
         return f"{controller} starts {what}{wait}", f"orchestrate status {record.name}"
@@ -63,7 +76,8 @@ def _of_final(place: Standing) -> str:
     return f"nothing until a person has mended the cause: {_MEND.get(place.cause, 'see its log')}"
 
 
-def _what_starts(record: SweepRecord, seen: Observed, place: Standing) -> str:
+def _what_starts(record: SweepRecord, seen: Observed, place: Standing) -> tuple[str, str]:
+    """Return what is to be started, in words, and its stage."""
     if place.state is State.TRAINED and record.cluster_config().evaluate is not None:
-        return f"attempt {assess_evaluation(seen).next_attempt} at its evaluation"
-    return f"attempt {place.next_attempt}"
+        return f"attempt {assess_evaluation(seen).next_attempt} at its evaluation", "evaluate"
+    return f"attempt {place.next_attempt}", "pretrain"

@@ -3,6 +3,8 @@
 import random
 from pathlib import Path
 
+import pytest
+
 from tests.e2e.conftest import cluster_file, orchestrate
 from tests.e2e.kill_and_resume import KINDS, Disturbance, compare
 
@@ -30,6 +32,7 @@ space:
 """
 
 
+@pytest.mark.timeout(900)  # some fifteen starts of two ranks, beside whatever else the machine does
 def test_killed_sweep_ends_byte_identical_to_an_undisturbed_one(datasets: Path, tmp_path: Path) -> None:
     sweep, cluster = tmp_path / "sweep.yaml", cluster_file(tmp_path)
     sweep.write_text(SWEEP.format(data=datasets))

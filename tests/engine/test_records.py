@@ -57,6 +57,12 @@ def test_disk_that_takes_no_record_hides_no_reason(tmp_path: Path) -> None:
     RankRecord(RunDir(tmp_path), attempt=1, rank=0).write(1, ValueError("x"))
 
 
+def test_record_makes_no_folder_where_a_file_system_is_not_mounted(tmp_path: Path) -> None:
+    run = RunDir(tmp_path / "not mounted")
+    RankRecord(run, attempt=1, rank=0).write(2, ValueError("x"))
+    assert not run.path.exists()
+
+
 def test_attempt_file_has_what_the_ledger_needs(tmp_path: Path) -> None:
     run = RunDir(tmp_path)
     facts = {"time": 9.0, "step": 7, "first_step": 2, "train_seconds": 3.25, "saves": 2, "stop_reason": "SIGUSR1"}

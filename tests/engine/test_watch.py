@@ -167,5 +167,38 @@ def test_watch_lets_a_process_live_that_steps_or_has_closed_it() -> None:
     assert (result.returncode, result.stdout, result.stderr) == (0, "alive\n", "")
 
 
+SUSPENDED = """
+import sys, time
+from orchestrate.engine.watch import HangWatch
+watch = HangWatch(2.0)
+watch.start()
+print("ready", flush=True)
+sys.stdin.readline()
+time.sleep(0.5)  # in which a watch that takes the time of the suspension for a hang ends this process
+watch.close()
+print("alive")
+"""
+
+
+def test_time_in_which_a_job_was_suspended_is_no_hang() -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", SUSPENDED],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGSTOP)
+    suspended = time.monotonic()
+    os.waitpid(process.pid, os.WUNTRACED)
+    while time.monotonic() < suspended + 2.5:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGCONT)
+    out, shown = process.communicate("go\n", timeout=60)
+    assert (process.returncode, out) == (0, "alive\n"), shown
+
+
 def test_watch_can_be_closed_before_it_began() -> None:
     HangWatch(60).close()

@@ -14,6 +14,7 @@ from orchestrate.launchers.base import LaunchPlan, Phase, RunSpec, TryLaterError
 from orchestrate.launchers.cluster import ClusterConfig
 from orchestrate.launchers.slurm import SlurmLauncher
 from orchestrate.launchers.slurm_commands import Answer
+from orchestrate.launchers.slurm_script import excluded_nodes
 from orchestrate.runs import RunDir, write_json
 from tests.launchers.slurm_text import DEAD, TextSlurm, queue_line
 
@@ -434,3 +435,52 @@ def test_plan_of_another_attempt_is_the_same_job(runs: Path, slurm: TextSlurm) -
     jobs = launcher(runs, slurm)
     plan = planned(jobs, runs)
     assert replace(plan, attempt=2).script == jobs.plan(RunSpec(TRIAL, runs / "trials" / TRIAL, 2, sweep="dims")).script
+
+
+def test_hold_of_a_failed_launch_is_released_and_that_of_a_requeue_ended(runs: Path, slurm: TextSlurm) -> None:
+    jobs = launcher(runs, slurm)
+    failed = {"RestartCnt": "1", "Reason": "(launch failed requeued held)"}
+    requeued = {"RestartCnt": "1", "Reason": "BeginTime"}
+    slurm.queue([queue_line("7", NAME, "PENDING", **failed), queue_line("8", "oc-b", "PENDING", **requeued)])
+    assert {state.held for state in jobs.poll([NAME, "oc-b"]).values()} == {True}
+    jobs.release(["7", "8"])
+    asked = [words[1:] for words in slurm.asked if words[0] == "scontrol"]
+    assert asked == [("release", "7"), ("update", "JobId=8", "StartTime=now")]
+
+
+def test_questions_that_accounting_did_not_answer_do_not_count(runs: Path, slurm: TextSlurm) -> None:
+    jobs = launcher(runs, slurm)
+    kept(runs, 1, job="7", started=NOW - 1000)
+    slurm.queue([])
+    slurm.answers["sacct"] = Answer(1, err="sacct: error: slurm_persist_conn_open: Connection refused")
+    for _ in range(100):
+        jobs.poll([NAME])
+    slurm.answers["sacct"] = Answer(0, out=f"7|7|NODE_FAIL|{NOW - 1001:.0f}|{NOW - 500:.0f}|m1\n")
+    assert jobs.poll([NAME])[NAME].verdicts[1].state == "NODE_FAIL"
+
+
+class SmallSlurm(TextSlurm):
+    """A cluster that has no nodes for a job that excludes more than two."""
+
+    def run(self, *words: str, text: str = "") -> Answer:
+        if words[0] == "sbatch" and len(excluded_nodes(text or Path(words[-1]).read_text())) > 2:
+            return Answer(1, err="sbatch: error: Requested node configuration is not available")
+        return super().run(*words, text=text)
+
+
+def test_oldest_suspicions_are_dropped_until_a_job_fits(runs: Path) -> None:
+    slurm = SmallSlurm()
+    jobs = launcher(runs, slurm, config(slurm={"exclude": ["m9"]}))
+    plan = planned(jobs, runs, exclude=("m3", "m1", "m4"))  # the newest first
+    job = jobs.submit(plan)
+    script = (runs / "trials" / TRIAL / "jobs" / "submit.sh").read_text()
+    assert job and excluded_nodes(script) == ("m9", "m3")
+    assert script == slurm.scripts[-1] == plan.script.replace("m9,m3,m1,m4", "m9,m3")
+    assert jobs.remarks() == ("too few nodes fit without m1, m4: used again, though suspected",)
+    assert jobs.remarks() == ()
+
+
+def test_refusal_that_fewer_exclusions_do_not_help_stays_one(runs: Path) -> None:
+    jobs = launcher(runs, SmallSlurm(), config(slurm={"exclude": ["m7", "m8", "m9"]}))
+    with pytest.raises(LaunchError, match="no such nodes"):
+        jobs.submit(planned(jobs, runs, exclude=("m1",)))

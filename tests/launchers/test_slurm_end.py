@@ -120,7 +120,7 @@ def test_preflight_blames_the_nodes_that_failed_it_and_no_other() -> None:
     assert (ending.exit_code, ending.blamed) == (87, ("m2",))
 
 
-@pytest.mark.parametrize("code", [2, 74, 88, 89])
+@pytest.mark.parametrize("code", [74, 88, 89])
 def test_faults_of_trial_or_store_blame_no_node(code: int) -> None:
     ending = judge(
         f"srun: error: m2: task 2: Exited with exit code {code}",
@@ -128,6 +128,53 @@ def test_faults_of_trial_or_store_blame_no_node(code: int) -> None:
         "srun: error: m1: tasks 0-1: Exited with exit code 76",
     )
     assert (ending.exit_code, ending.blamed) == (code, ())
+
+
+def test_node_on_which_no_task_started_is_blamed_and_not_the_one_whose_rank_srun_killed() -> None:
+    ending = judge(
+        "srun: error: Task launch for StepId=1.0 failed on node m2: Communication connection failure",
+        "srun: error: Application launch failed: Communication connection failure",
+        "srun: error: m1: tasks 0-1: Killed",
+        code=137,
+    )
+    assert (ending.hint, ending.blamed, ending.rank_codes) == ("infrastructure", ("m2",), (137, 137, None, None))
+
+
+def test_step_of_which_no_task_is_heard_blames_the_node_that_did_not_start_it() -> None:
+    ending = judge("srun: error: Task launch for StepId=1.0 failed on node m2: Communication connection failure")
+    assert (ending.exit_code, ending.hint, ending.blamed) == (74, "infrastructure", ("m2",))
+
+
+@pytest.mark.parametrize("other", ["Exited with exit code 76", "Terminated", "Exited with exit code 75"])
+def test_input_that_is_bad_on_other_nodes_only_is_their_fault(other: str) -> None:
+    ending = judge("srun: error: m2: tasks 2-3: Exited with exit code 2", TOLD, f"srun: error: m1: tasks 0-1: {other}")
+    assert (ending.exit_code, ending.failed_rank, ending.blamed) == (87, 2, ("m2",))
+    assert ending.rank_codes[2:] == (2, 2)
+    assert ending.evidence == "rank 2 on m2: exit code 2"
+
+
+def test_input_that_is_bad_for_rank_0_is_bad() -> None:
+    lines = ("srun: error: m2: tasks 2-3: Exited with exit code 2", TOLD, "srun: error: m1: task 1: Terminated")
+    every = judge("srun: error: m[1-2]: tasks 0-3: Exited with exit code 2")
+    assert (every.exit_code, every.blamed) == (2, ())
+    main = judge(*lines, "srun: error: m1: task 0: Exited with exit code 2")
+    assert (main.exit_code, main.blamed) == (2, ())
+    written = judge(*lines, "srun: error: m1: task 0: Terminated", records={0: {"exit_code": 2, "node": "m1"}})
+    assert (written.exit_code, written.blamed) == (2, ())
+    missing = judge(
+        "srun: error: m1: tasks 0-1: Exited with exit code 2", "srun: error: m2: tasks 2-3: Exited with exit code 87"
+    )
+    assert (missing.exit_code, missing.blamed) == (2, ())
+
+
+def test_all_nodes_that_cannot_write_down_why_they_are_unfit_are_blamed() -> None:
+    ending = judge(
+        "srun: error: m[2-3]: tasks 2-3: Exited with exit code 87",
+        TOLD,
+        "srun: error: m1: tasks 0-1: Terminated",
+        places=("m1", "m1", "m2", "m3"),
+    )
+    assert (ending.exit_code, ending.blamed) == (87, ("m2", "m3"))
 
 
 def test_killed_for_memory_is_told_and_blames_no_node() -> None:

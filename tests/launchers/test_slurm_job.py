@@ -137,6 +137,21 @@ def test_nobody_goes_on_where_a_person_wants_a_stop(job: Job, name: str) -> None
     assert (job.asked("sbatch"), job.record("1.end")["exit_code"], job.record("1.end")["next"]) == ([], 75, "")
 
 
+def test_allowance_bounds_a_job_that_nobody_watches(job: Job) -> None:
+    job.says("srun", f'env >"$(dirname "$0")/../notes/environment"\n{SAVED}')
+    write_json(job.run.path / "jobs" / "allowance.json", {"rank_seconds": 2 * 3600.0})
+    started = time.time()
+    job.keep()
+    environment = dict(line.split("=", 1) for line in job.asked("environment") if "=" in line)
+    assert started + 3500 <= float(environment["ORCHESTRATE_DEADLINE"]) <= time.time() + 3500
+    assert len(job.asked("sbatch")) == 1
+    write_json(job.run.path / "jobs" / "1.end.json", {"ended": started + 3450.0, "exit_code": 75})
+    code, said = job.keep()
+    assert (code, job.record("2.end")["next"]) == (0, "")
+    assert "limits.gpu_hours" in said
+    assert len(job.asked("sbatch")) == 1
+
+
 def test_job_that_gets_nowhere_does_not_go_on_for_ever(job: Job) -> None:
     job.says("srun", SAVED)
     for number in (1, 2, 3):
@@ -150,9 +165,9 @@ def test_job_that_gets_nowhere_does_not_go_on_for_ever(job: Job) -> None:
 
 @pytest.mark.parametrize("code", [1, 2, 74, 86, 87, 88, 89])
 def test_failure_is_slurms_too_and_is_not_continued(job: Job, code: int) -> None:
-    job.says("srun", f'echo "srun: error: m2: task 1: Exited with exit code {code}" >&2; exit {code}')
+    job.says("srun", f'echo "srun: error: m1: task 0: Exited with exit code {code}" >&2; exit {code}')
     assert job.keep()[0] == code
-    assert (job.record("1.end")["exit_code"], job.record("1.end")["failed_rank"]) == (code, 1)
+    assert (job.record("1.end")["exit_code"], job.record("1.end")["failed_rank"]) == (code, 0)
     assert job.asked("sbatch") == []
 
 
@@ -182,6 +197,10 @@ def test_complete_or_cancelled_trial_takes_no_attempt(job: Job) -> None:
     job.run.done_file.unlink()
     write_json(job.run.trained_file, {"fingerprint": TRIAL})
     assert "the training is over" in job.keep(ORCHESTRATE_STAGE="pretrain")[1]
+    job.run.trained_file.unlink()
+    job.run.stop_file.touch()
+    code, said = job.keep()
+    assert (code, "a person wants a stop" in said) == (0, True)
     write_json(job.run.cancelled_file, {})
     assert "the trial is cancelled" in job.keep()[1]
     assert job.records() == ["1.end", "1.start"]

@@ -103,6 +103,13 @@ def test_nodes_whose_clocks_differ_find_their_runs() -> None:
     assert run_of(runs, "1", 2170.0) == runs[1]
 
 
+def test_runs_that_follow_each_other_within_a_minute_are_told_apart() -> None:
+    starts = (1000.0, 1030.0, 1055.0)
+    runs = [Run("1", "1", "NODE_FAIL", start, start + 10, (f"n{start:.0f}",)) for start in starts]
+    assert [run_of(runs, "1", start + 1.5) for start in starts] == runs
+    assert [run_of(reversed(runs), "1", start - 5) for start in starts] == runs  # a clock that is late
+
+
 @pytest.mark.parametrize("text", ["", "\n", "  \n"])
 def test_empty_queue_has_no_rows(text: str) -> None:
     assert parse_queue(text) == []

@@ -104,7 +104,37 @@ def test_missing_variable_is_named(name: str) -> None:
 
 def test_worker_that_cannot_be_run_is_named() -> None:
     result = shim({}, "/no/such/python", "x")
-    assert (result.returncode, result.stderr) == (2, "error: /no/such/python: No such file or directory\n")
+    assert (result.returncode, result.stderr) == (87, "error: /no/such/python: No such file or directory\n")
+
+
+def test_node_without_the_trials_file_system_is_unfit_and_nothing_is_made_there(tmp_path: Path) -> None:
+    run = tmp_path / "00000000000000a1"
+    result = shim({"ORCHESTRATE_ATTEMPT": "3"}, *SHOW, "-m", "orchestrate.worker", str(run))
+    assert (result.returncode, run.exists()) == (87, False)
+    assert f"{run}/run.yaml: No such file or directory, though rank 0's node has its folder" in result.stderr
+    on_first = shim({"SLURM_NODEID": "0"}, *SHOW, "-m", "orchestrate.worker", str(run))
+    assert on_first.returncode == 0  # the worker itself says so there
+
+
+def test_unfit_node_is_recorded_where_its_trial_can_be_seen(tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").touch()
+    command = ("/no/such/python", "-m", "orchestrate.worker", str(tmp_path))
+    assert shim({"ORCHESTRATE_ATTEMPT": "3"}, *command).returncode == 87
+    record = json.loads((tmp_path / "attempts" / "3" / "rank-3.json").read_text())
+    assert (record["rank"], record["node"], record["exit_code"]) == (3, "no-such-host-2", 87)
+    assert record["preflight"] == {"check": "files", "problem": "/no/such/python: No such file or directory"}
+
+
+def test_rank_may_open_as_many_files_as_its_user_may() -> None:
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 256), hard))
+    try:
+        show = (sys.executable, "-c", "import resource; print(resource.getrlimit(resource.RLIMIT_NOFILE)[0])")
+        assert int(shim({}, *show).stdout) == (2**20 if hard == resource.RLIM_INFINITY else hard)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def test_ranks_of_one_node_talk_over_loopback_unless_told_otherwise() -> None:

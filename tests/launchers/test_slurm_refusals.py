@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 
 from orchestrate.launchers.base import TryLaterError
@@ -107,4 +109,12 @@ def test_commands_of_slurm_do_not_see_the_job_around_them() -> None:
     cleaned = clean_environment({**job, **ranks, **kept})
     assert kept.items() <= cleaned.items()
     assert not (job.keys() | ranks.keys()) & cleaned.keys()
-    assert cleaned["SLURM_TIME_FORMAT"] == "%s"
+
+
+@pytest.mark.parametrize(("command", "plain"), [("squeue", True), ("sbatch", False)])
+def test_form_of_answers_is_not_exported_into_jobs(tmp_path: Path, command: str, plain: bool) -> None:
+    (tmp_path / command).write_text('#!/bin/sh\necho "$SLURM_TIME_FORMAT $LC_ALL"\n')
+    (tmp_path / command).chmod(0o755)
+    mine = {"PATH": f"{tmp_path}:/bin:/usr/bin", "LC_ALL": "de_DE.UTF-8"}
+    said = SlurmCommands(environment=mine).run(command).out
+    assert said == ("%s C.UTF-8\n" if plain else " de_DE.UTF-8\n")

@@ -278,3 +278,24 @@ def test_damaged_records_do_not_stop_a_poll(text: str, tmp_path: Path) -> None:
 def test_folder_that_does_not_exist_has_no_records(tmp_path: Path) -> None:
     records = read_records(RunDir(tmp_path / "none"), settled=())
     assert (records.runs, records.next_attempt, records.submission) == ((), 1, None)
+
+
+@pytest.mark.parametrize("reason", ["launch failed requeued held", "launch_failed_requeued_held"])
+def test_job_that_a_node_could_not_launch_is_released_so_many_times(reason: str) -> None:
+    def held(restarts: int, *runs: KeptRun) -> tuple[bool, str, bool]:
+        seen = state_of([row("PENDING", restarts=restarts, reason=reason)], list(runs))
+        assert seen.phase is Phase.QUEUED
+        return seen.held, seen.hold, seen.given_up
+
+    assert held(1) == held(5) == (True, "", False)
+    assert held(6) == (False, "scontrol release 12", True)
+    assert held(6, run(restart=3)) == (True, "", False)  # three restarts were of runs that had begun
+
+
+@pytest.mark.parametrize(
+    ("state", "reason"),
+    [("PENDING", "JobHeldUser"), ("PENDING", "JobHeldAdmin"), ("REQUEUE_HOLD", "None"), ("SPECIAL_EXIT", "None")],
+)
+def test_job_that_somebody_holds_waits_for_a_person(state: str, reason: str) -> None:
+    seen = state_of([row(state, reason=reason)], [run()])
+    assert (seen.phase, seen.held, seen.hold, seen.given_up) == (Phase.QUEUED, False, "scontrol release 12", False)

@@ -2,7 +2,6 @@
 
 import os
 import signal
-
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -48,7 +47,9 @@ def test_file_system_that_does_not_answer_ends_no_step(tmp_path: Path) -> None:
     assert Step(Slurm(), beat=beat).run(words, environment={}, log=log) == 75
 
 
-def test_step_without_a_log_complains_in_the_output_of_the_job(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_step_without_a_log_complains_in_the_output_of_the_job(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     log = tmp_path / "missing" / "srun.log"
     assert Step(Slurm(), beat=beat_nothing).run(("bash", "-c", "echo no step >&2"), environment={}, log=log) == 0
     out, err = capfd.readouterr()

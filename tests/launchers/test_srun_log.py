@@ -61,6 +61,8 @@ def test_words_for_ends_become_codes(end: str, code: int) -> None:
         ("slurmstepd: error: Detected 1 oom-kill event(s) in StepId=7.0.", "out of memory"),
         ("srun: error: n1: task 0: Out Of Memory", "out of memory"),
         (f"{NEWER} DUE TO TIME LIMIT ***", "time limit"),
+        (f"step 7: loss 0.4{NEWER} DUE TO TIME LIMIT ***", "time limit"),
+        (f"step 7: loss 0.4{CANCELLED} DUE TO PREEMPTION ***", "preempted"),
         ("[2026-07-13T18:42:28.765] error: Detected 1 oom_kill event in StepId=7.0. Some", "out of memory"),
         ("srun: error: Task launch for StepId=7.0 failed on node m2: Communication failure", "infrastructure"),
         (f"{CANCELLED} DUE TO TASK FAILURE ***", ""),

@@ -67,12 +67,16 @@ def hang_loader(trial: Trial, attempt: Attempt) -> None:
 
 
 def damage_checkpoint(trial: Trial, attempt: Attempt) -> None:
-    """Lose all ranks, and let the latest checkpoint be damaged."""
+    """Lose all ranks, and let the latest checkpoint be damaged, while there is one before it."""
+
+    def checkpoints() -> list[Path]:
+        return sorted(trial.run.checkpoints.glob("step-*"))
+
+    wait_for(lambda: len(checkpoints()) >= 2, f"two checkpoints of {trial.id}")
     ranks = trial.cluster.ranks(attempt.job).values()
     for pid in ranks:  # nothing newer is saved while we damage the latest
         os.kill(pid, signal.SIGSTOP)
-    latest = max(trial.run.checkpoints.glob("step-*"))
-    damage(max((path for path in latest.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size))
+    damage(max((path for path in checkpoints()[-1].rglob("*") if path.is_file()), key=lambda path: path.stat().st_size))
     for pid in ranks:
         os.kill(pid, signal.SIGKILL)
 

@@ -91,6 +91,8 @@ class SimulatedSlurm:
         nodes: each runs `per_node` jobs.
         accounting: whether sacct answers.
         most_jobs: that may be queued or running; 0 is no limit.
+        bad_nodes: on which every run hangs.
+        waits: how long jobs that were requeued have waited, with room for them or not.
     """
 
     folder: Path
@@ -101,6 +103,8 @@ class SimulatedSlurm:
     per_node: int = 4
     accounting: bool = True
     most_jobs: int = 0
+    bad_nodes: frozenset[str] = frozenset()
+    waits: list[float] = field(default_factory=list)
     now: float = 1.7e9
     calls: Counter[str] = field(default_factory=Counter)
     bills: list[Bill] = field(default_factory=list)
@@ -175,7 +179,10 @@ class SimulatedSlurm:
         assert job.script.name not in self._running, f"{job.script.name}: two live attempts"
         self._running[job.script.name] = job
         job.state, job.started, job.node, job.ended = "RUNNING", self.now, node, None
-        run = PlayedRun(job.script, str(job.id), job.restarts, node, self.now, self.fate(self.random))
+        if job.restarts:
+            self.waits.append(self.now - job.submitted)
+        fate = Fate("hangs", 60.0) if node in self.bad_nodes else self.fate(self.random)
+        run = PlayedRun(job.script, str(job.id), job.restarts, node, self.now, fate)
         job.run = run
         self.after(run.seconds, lambda: self._end(job, run))
 

@@ -128,13 +128,15 @@ def main() -> int:
     make_shapes(folder / "data/train", 203, seed=0)
     make_shapes(folder / "data/val", 101, seed=1, split="val")
     cluster = Cluster(folder / "slurm", nodes=NUM_NODES, accounting=True, preempt_signal=options.seed % 2 == 0)
+    code = 1
     try:
         cluster.up()
-        return soak(cluster, folder, options)
+        code = soak(cluster, folder, options)
     finally:
         cluster.down()
-        if options.folder is None:
-            shutil.rmtree(folder / "slurm", ignore_errors=True)
+        if code == 0 and options.folder is None:
+            shutil.rmtree(folder)
+    return code
 
 
 def soak(cluster: Cluster, folder: Path, options: argparse.Namespace) -> int:

@@ -17,6 +17,7 @@ from orchestrate.launchers.cluster import ClusterConfig
 from orchestrate.launchers.local import LocalLauncher
 from orchestrate.launchers.slurm import SlurmLauncher
 from orchestrate.launchers.slurm_commands import Answer, SlurmCommands
+from orchestrate.launchers.slurm_script import excluded_nodes
 from orchestrate.runs import RunDir
 from tests.launchers.jobs import STAND_IN, kill_supervisors
 from tests.slurm.cluster import Cluster, wait_for
@@ -201,13 +202,18 @@ def test_request_beyond_the_cluster_is_a_problem_before_anything_starts(
     assert fix in place.launcher.judge(place.plan())
 
 
-def test_nodes_that_are_left_out_for_a_while_are_waited_for(runs: Path, slurm: Cluster) -> None:
+def test_suspected_nodes_are_used_again_where_too_few_others_are(runs: Path, slurm: Cluster) -> None:
     place = slurm_place(runs, slurm)
     trial = uuid4().hex[:16]
     nodes = tuple(f"m{number}" for number in range(1, NUM_NODES))  # all but the last
-    spec = RunSpec(trial, runs / "trials" / trial, 1, exclude=nodes)
-    with pytest.raises(TryLaterError, match=r"too few nodes are left besides m1, m2, m3"):
-        place.launcher.submit(place.launcher.plan(spec))
+    plan = place.launcher.plan(RunSpec(trial, runs / "trials" / trial, 1, exclude=nodes))
+    job = place.launcher.submit(plan)
+    try:
+        script = (plan.run_dir / "jobs" / "submit.sh").read_text()
+        assert excluded_nodes(script) == nodes[:-1]  # two nodes are what the job needs
+        assert "m3: used again" in "".join(place.launcher.remarks())
+    finally:
+        place.launcher.cancel([job])
 
 
 def test_twin_of_a_job_waits_until_the_first_has_ended(place: Place) -> None:

@@ -16,11 +16,11 @@ from orchestrate.launchers.slurm import SlurmLauncher
 from orchestrate.store import Store, open_store, store_path
 from orchestrate.sweep.controller import Controller, Pass
 from orchestrate.sweep.observe import observe
-from orchestrate.sweep.observed import ledger_of, rank_hours
+from orchestrate.sweep.observed import Observed, ledger_of, rank_hours
 from orchestrate.sweep.record import SweepRecord, TrialEntry
 from orchestrate.sweep.standing import State
 from tests.slurm.simulated import ControllerDiedError, Odds, SimulatedSlurm
-from tests.slurm.simulated_trial import BEAT_SECONDS, STEPS, Fate
+from tests.slurm.simulated_trial import BEAT_SECONDS, STEP_SECONDS, STEPS, Fate
 
 RANKS = 2
 MISHAPS = ("saves", "killed", "node lost", "time limit", "error", "hangs")
@@ -47,6 +47,16 @@ def mishaps(*, share: float, doomed: float = 0.0, cancelled: float = 0.0) -> Any
         if drawn < doomed + cancelled + share:
             return Fate(chance.choice(MISHAPS), chance.randint(1, 329))
         return Fate()
+
+    return fate
+
+
+def killed(*, share: float) -> Any:
+    """Let a share of all runs be preempted, or lose their node."""
+
+    def fate(chance: random.Random) -> Fate:
+        lost = chance.random() < share
+        return Fate(chance.choice(("killed", "node lost")), chance.randint(31, 329)) if lost else Fate()
 
     return fate
 
@@ -220,6 +230,56 @@ def test_silence_of_slurm_is_said_once_and_starts_nothing(tmp_path: Path) -> Non
     assert made.last is not None and made.last.count(State.PENDING) == 5
     made.slurm.odds = Odds()
     assert made.to_the_end().count(State.COMPLETED) == 5
+
+
+def looked_at(made: Play) -> dict[str, Observed]:
+    """Look at the end of a sweep with a launcher that has seen nothing of it."""
+    launcher = SlurmLauncher(made.record.cluster_config(), made.runs, commands=made.slurm, clock=made.slurm.clock)
+    return observe(made.runs, made.record.trial_ids, launcher)
+
+
+def test_jobs_that_slurm_makes_wait_are_released(tmp_path: Path) -> None:
+    made = play(tmp_path, sweep_of(40, parallel=40), fate=killed(share=0.4), nodes=20)
+    assert made.to_the_end().count(State.COMPLETED) == 40
+    assert len(made.slurm.waits) > 10
+    assert max(made.slurm.waits) <= made.look_every + 1  # two minutes, if they were not
+
+
+def test_accounting_says_of_each_run_what_became_of_it(tmp_path: Path) -> None:
+    made = play(tmp_path, sweep_of(40, parallel=40), fate=killed(share=0.4), nodes=20, look_every=350)
+    made.to_the_end()
+    billed = {(bill.name, int(bill.started)): (bill.state, (bill.node,), int(bill.ended)) for bill in made.slurm.bills}
+    ends = [
+        ((f"oc-{trial}", int(attempt.started)), attempt.verdict)
+        for trial, seen in looked_at(made).items()
+        for attempt in seen.attempts
+        if attempt.verdict is not None
+    ]
+    assert sum(verdict.source == "sacct" for _, verdict in ends) > 10
+    assert [(verdict.state, verdict.nodes, verdict.ended) for _, verdict in ends] == [billed[key] for key, _ in ends]
+    lost = {key for key, (state, _, _) in billed.items() if state in ("NODE_FAIL", "PREEMPTED")}
+    assert lost <= {key for key, _ in ends}
+
+
+def test_hours_are_useful_for_each_step_once(tmp_path: Path) -> None:
+    made = play(tmp_path, sweep_of(60, parallel=60), fate=killed(share=0.4), nodes=30)
+    assert made.to_the_end().count(State.COMPLETED) == 60
+    ledgers = [ledger_of(seen) for seen in looked_at(made).values()]
+    num_lost = sum(bill.state != "COMPLETED" for bill in made.slurm.bills)
+    per_step = STEP_SECONDS * RANKS / 3600
+    assert num_lost > 20
+    useful = sum(ledger.useful for ledger in ledgers) / per_step
+    # A run that is killed has begun a step, and has been silent for some.
+    unsure = num_lost * max(1.0, BEAT_SECONDS / STEP_SECONDS) * 0.5
+    assert useful == pytest.approx(60 * STEPS, abs=unsure)
+    assert sum(ledger.replayed for ledger in ledgers) / per_step > 2 * unsure
+
+
+def test_node_on_which_jobs_hang_is_left_out(tmp_path: Path) -> None:
+    made = play(tmp_path, sweep_of(80, parallel=8), fate=mishaps(share=0.0), nodes=4, bad_nodes=frozenset({"n0"}))
+    assert made.to_the_end().count(State.COMPLETED) == 80
+    hung = [bill for bill in made.slurm.bills if bill.node == "n0"]
+    assert 0 < len(hung) <= made.slurm.per_node + 2  # those that ran there when it was found out
 
 
 def test_same_seed_gives_the_same_story(tmp_path: Path) -> None:

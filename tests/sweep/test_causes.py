@@ -48,7 +48,14 @@ def attempt(code: int | None, said: str = "", **values: Any) -> AttemptRecord:
         (attempt(137, ends=LIMIT, ended=LIMIT + 20), Cause.TIME_LIMIT),
         (attempt(0), Cause.INFRASTRUCTURE),
         (attempt(0, "TIMEOUT"), Cause.TIME_LIMIT),
-        (attempt(1, "NODE_FAIL"), Cause.USER_ERROR),
+        (attempt(1), Cause.USER_ERROR),
+        (attempt(1, "FAILED"), Cause.USER_ERROR),
+        (attempt(1, "PREEMPTED"), Cause.USER_ERROR),
+        (attempt(1, "NODE_FAIL"), Cause.NODE),
+        (attempt(1, hint="node failure"), Cause.NODE),
+        (attempt(1, "OUT_OF_MEMORY"), Cause.OUT_OF_MEMORY),  # of a loader's process
+        (attempt(1, hint="out of memory"), Cause.OUT_OF_MEMORY),
+        (attempt(1, "NODE_FAIL", hint="out of memory"), Cause.NODE),
     ],
 )
 def test_cause_is_found_in_what_the_attempt_left_then_in_what_slurm_says(ended: AttemptRecord, cause: Cause) -> None:

@@ -1,5 +1,6 @@
 """Frozen copies of the code: what is in them, when there is a new one, which one a trial runs."""
 
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -9,6 +10,8 @@ import pytest
 from orchestrate.errors import RunDirError
 from orchestrate.runs import RunDir, read_json
 from orchestrate.sweep.code import FrozenCode, code_for, code_of, freeze, plan_freeze, renew_code
+from orchestrate.sweep.code_source import Source, find_source
+from orchestrate.sweep.record import git_state
 
 GIT = ("git", "-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=false")
 
@@ -102,7 +105,7 @@ def test_results_and_environments_in_the_checkout_are_no_code(checkout: Path) ->
 def test_a_heap_of_files_is_refused_with_what_to_do(
     checkout: Path, runs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("orchestrate.sweep.code._MOST_UNTRACKED_FILES", 3)
+    monkeypatch.setattr("orchestrate.sweep.code_source._MOST_UNTRACKED_FILES", 3)
     for number in range(4):
         (checkout / f"photo-{number}.jpg").write_bytes(b"")
     with pytest.raises(RunDirError, match=r"4 files .* such as photo-0.jpg; list their folders in .gitignore"):
@@ -184,3 +187,94 @@ def test_runs_folder_that_cannot_be_written_is_told(checkout: Path, tmp_path: Pa
     (tmp_path / "file").write_text("")
     with pytest.raises(RunDirError, match="code: live"):
         freeze(tmp_path / "file", root=checkout)
+
+
+def test_file_that_vanishes_while_the_code_is_copied_is_left_out(
+    checkout: Path, runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saving = checkout / "orchestrate/.module.py.swp"
+    saving.write_text("an editor's")
+    listed = find_source
+
+    def list_and_save(root: Path, folder: Path) -> Source:
+        source = listed(root, folder)
+        assert "orchestrate/.module.py.swp" in source.files
+        saving.unlink()
+        return source
+
+    monkeypatch.setattr("orchestrate.sweep.code.find_source", list_and_save)
+    assert names(freeze(runs, root=checkout)) == TRACKED | {"ssl_methods/_pixels.so"}
+
+
+def test_source_that_cannot_be_read_is_named_and_not_the_target(checkout: Path, runs: Path) -> None:
+    (checkout / "orchestrate/loop").symlink_to("/proc/self/mem")  # which opens, and fails when it is read
+    with pytest.raises(RunDirError, match="orchestrate/loop: cannot be read") as error:
+        freeze(runs, root=checkout)
+    assert "--runs" not in str(error.value)
+
+
+def test_git_that_fails_to_list_is_no_empty_checkout(
+    checkout: Path, runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake = tmp_path / "bin" / "git"
+    fake.parent.mkdir()
+    fake.write_text(f'#!/bin/sh\ncase "$*" in *--stage*) exit 128;; esac\nexec {shutil.which("git")} "$@"\n')
+    fake.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{fake.parent}:{os.environ['PATH']}")
+    with pytest.raises(RunDirError, match="`git ls-files -z --stage` failed"):
+        freeze(runs, root=checkout)
+
+
+def test_checkout_of_another_user_is_a_checkout(checkout: Path, runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mine = freeze(runs, root=checkout)
+    monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")
+    assert subprocess.run(("git", "status"), cwd=checkout, capture_output=True, check=False).returncode == 128
+    assert freeze(runs, root=checkout) == mine
+    assert git_state(checkout / "orchestrate") == (mine.commit, False)
+
+
+def test_links_inside_stay_links_and_others_become_files(checkout: Path, runs: Path, tmp_path: Path) -> None:
+    (tmp_path / "outside.py").write_text("number = 4\n")
+    (tmp_path / "data").mkdir()
+    links = {
+        "ssl_methods/same.py": "../orchestrate/__init__.py",
+        "ssl_methods/absolute.py": str(checkout / "orchestrate/__init__.py"),
+        "plugins": "my plugins",
+        "orchestrate/other.py": str(tmp_path / "outside.py"),
+        "data": str(tmp_path / "data"),
+        "gone.py": "nowhere.py",
+    }
+    for name, to in links.items():
+        (checkout / name).symlink_to(to)
+    git(checkout, "add", "-A")
+    git(checkout, "commit", "-qm", "links")
+    said = list[str]()
+    code = freeze(runs, root=checkout, say=said.append)
+    kept = {name: str((code.path / name).readlink()) for name in links if (code.path / name).is_symlink()}
+    inside = "../orchestrate/__init__.py"
+    assert kept == {"ssl_methods/same.py": inside, "ssl_methods/absolute.py": inside, "plugins": "my plugins"}
+    assert (code.path / "orchestrate/other.py").read_text() == "number = 4\n"
+    assert (code.path / "plugins/new.py").read_text() == "number = 1\n"
+    assert said == ["the frozen copy of the code leaves out: link that leads out of the code: data, gone.py"]
+    assert freeze(runs, root=checkout, say=said.append) == code
+    assert len(said) == 1
+    (code.path / "plugins").unlink()
+    assert freeze(runs, root=checkout) == code
+    assert (code.path / "plugins").is_symlink()
+
+
+def test_what_a_copy_leaves_out_is_told_in_a_line(checkout: Path, runs: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    git(other, "init", "-q")
+    git(other, "commit", "-qm", "other", "--allow-empty")
+    git(checkout, "-c", "protocol.file.allow=always", "submodule", "add", "-q", str(other), "third_party")
+    git(checkout, "clone", "-q", str(other), "scratch")
+    (checkout / "weights.bin").write_bytes(bytes(5_000_000))
+    said = list[str]()
+    code = freeze(runs, root=checkout, say=said.append)
+    assert names(code) == TRACKED | {"ssl_methods/_pixels.so", ".gitmodules"}
+    assert said == [
+        "the frozen copy of the code leaves out: submodule: third_party; untracked file over 5 MB: weights.bin; "
+        "checkout inside this one: scratch/"
+    ]

@@ -27,6 +27,18 @@ def test_steps_that_the_next_attempt_makes_again_are_replayed() -> None:
     assert ledger.other == pytest.approx(0.4)
 
 
+def test_steps_after_a_damaged_checkpoint_are_replayed_too() -> None:
+    first, second = attempt(1, 0, 100), attempt(2, 50, 100, before=100)  # found step 100 damaged, and took 50
+    ledger = of_training([first, second], 100, safe=True)
+    assert ledger.useful == pytest.approx(1.6 * 0.5 + 1.6)
+    assert ledger.replayed == pytest.approx(1.6 * 0.5)
+    assert ledger.total == pytest.approx(4.0)
+    third = attempt(3, 25, 100, before=100)  # and the one before that was damaged later
+    assert of_training([first, second, third], 100, safe=True).useful == pytest.approx(1.6 * 0.25 + 1.6)
+    killed_early = attempt(3, 0, 0, before=100, code=137)
+    assert of_training([first, killed_early], 100, safe=False).replayed == 0
+
+
 def test_parts_add_up_to_what_was_spent() -> None:
     attempts = [
         attempt(1, code=87),

@@ -1,6 +1,7 @@
 """Which logs a person gets to see, and how long they are followed."""
 
 from collections.abc import Iterable, Iterator
+from itertools import repeat
 from pathlib import Path
 
 import pytest
@@ -8,9 +9,10 @@ import pytest
 from orchestrate.errors import ConfigError, RunDirError
 from orchestrate.launchers.base import JobState, Phase
 from orchestrate.runs import RunDir, write_json
-from orchestrate.sweep.logs import TrialLogs, liveness
-from orchestrate.sweep.record import TrialEntry
-from tests.sweep.sweeps import CountingLauncher
+from orchestrate.sweep.lease import lease
+from orchestrate.sweep.logs import TrialLogs, liveness, retries
+from orchestrate.sweep.record import TrialEntry, record_path, save_record
+from tests.sweep.sweeps import CountingLauncher, record_of, write_sweep
 
 TRIAL = TrialEntry("0123456789abcdef", {}, {})
 
@@ -123,3 +125,35 @@ def test_launcher_is_not_asked_more_often_than_it_bears(tmp_path: Path) -> None:
     may_write = liveness(launcher, "oc-x", clock=lambda: next(times))
     assert [may_write() for _ in range(5)] == [True, True, True, False, False]
     assert launcher.asked == 2
+
+
+def test_following_waits_for_a_retry_while_somebody_controls_the_sweep(tmp_path: Path) -> None:
+    record = record_of(write_sweep(tmp_path, seeds=(0,)))
+    runs, trial = tmp_path / "runs", record.trials[0]
+    save_record(runs, record)
+    run = RunDir(runs / "trials" / trial.id)
+    start = {"attempt": 1, "job": "101", "ranks": 2, "started": 1.0}
+    write_json(run.path / "jobs" / "1.start.json", start)
+    write_json(run.path / "jobs" / "1.end.json", {"attempt": 1, "exit_code": 75, "ended": 2.0})
+    launcher = Script(runs, repeat(None))
+    is_due = retries(runs, trial, launcher, stage="pretrain")
+    assert not is_due()
+    with lease(record_path(runs, record.name).parent):
+        assert is_due()
+        assert liveness(launcher, "oc-x", is_awaited=is_due)()
+        write_json(run.path / "jobs" / "1.end.json", {"attempt": 1, "exit_code": 2, "ended": 2.0})  # nothing helps
+        assert not is_due()
+
+
+def test_following_goes_on_through_the_pause_before_a_retry(run: RunDir, tmp_path: Path) -> None:
+    begin(run, 1, rank_0="known\n")
+    found = logs(run)
+    list(found.last_lines(9))
+    due = iter([True, False])
+
+    def is_awaited() -> bool:
+        begin(run, 2, rank_0="again\n")
+        return next(due)
+
+    lines = found.follow(Script(tmp_path, repeat(None)), is_awaited=is_awaited, wait=lambda seconds: None)
+    assert list(lines) == ["--- attempt 2", "again"]

@@ -158,6 +158,14 @@ def test_cancelled_trial_is_stopped_and_not_started_again() -> None:
     assert plan(desired, {"a": stopped}, NOW) == ()
 
 
+def test_retries_outlast_half_an_hour_without_a_store() -> None:
+    counts = range(1, int(RETRIES[Cause.INFRASTRUCTURE]) + 1)
+    delays = [assess(standing_still(*[74] * count)).not_before for count in counts]
+    assert delays[0] <= 2.0  # most faults are over at once
+    assert delays == sorted(delays)
+    assert sum(delays) > 1800.0
+
+
 def test_no_more_trials_run_than_allowed() -> None:
     ids = tuple("abcdef")
     seen = {"c": Observed(job=job(Phase.RUNNING)), "d": Observed(job=job(Phase.UNKNOWN))}
@@ -172,7 +180,7 @@ def test_what_has_begun_is_finished_first() -> None:
 
 
 def test_retry_after_a_fault_waits_longer_each_time() -> None:
-    delays = [assess(standing_still(*[None] * count)).not_before for count in (1, 2, 3)]
+    delays = [assess(standing_still(*[86] * count)).not_before for count in (1, 2, 3)]
     assert delays == [1.0, 2.0, 4.0]
     assert assess(advancing(75)).not_before == 0.0
     assert plan(Desired(("a",), parallel=1), {"a": advancing(None)}, 0.5) == ()

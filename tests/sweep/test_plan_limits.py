@@ -5,8 +5,9 @@ from dataclasses import replace
 from orchestrate.launchers.attempts import AttemptRecord
 from orchestrate.launchers.base import JobState, Phase, Verdict
 from orchestrate.sweep.causes import Cause
+from orchestrate.sweep.controller import Pass
 from orchestrate.sweep.observed import Observed
-from orchestrate.sweep.plan import Cancel, Desired, Release, Submit, plan, why_stalled
+from orchestrate.sweep.plan import Cancel, Desired, Release, Submit, divide_hours, plan, why_stalled, why_waiting
 from orchestrate.sweep.standing import State, assess
 
 HOUR = 3600.0
@@ -106,3 +107,66 @@ def test_failed_question_leads_to_no_action_whatever_was_seen_before() -> None:
         assert not why_stalled(Desired(("a",), parallel=9), {"a": seen}, NOW)
         assert assess(seen).next_attempt is None
     assert assess(Observed(job=silent)).state is State.PENDING
+
+
+def test_hours_of_trials_beside_count_and_their_jobs_end_at_the_limit() -> None:
+    removed = {"gone": running(since=NOW - HOUR), "before": replace(ended(0), done=True)}  # 2 + 2 hours
+    desired = Desired(("a",), parallel=1, ranks=2, gpu_hours=5.0, next_look_seconds=30.0)
+    assert submitted(desired, removed) == ["a"]  # nobody says that they count
+    limited = replace(desired, gpu_hours=3.9, beside=("gone", "before"))
+    assert [(type(action), action.trial_id) for action in plan(limited, removed, NOW)] == [(Cancel, "gone")]
+    assert "4.00 spent" in why_stalled(limited, removed, NOW)
+    assert submitted(replace(limited, gpu_hours=5.0), removed) == ["a"]
+
+
+def test_small_sweep_does_not_starve_beside_a_large_one() -> None:
+    small = Desired(("a", "b", "c"), parallel=2, max_jobs=100, elsewhere=50)
+    assert submitted(small) == ["a", "b"]
+    assert submitted(replace(small, elsewhere=99)) == ["a"]
+    assert submitted(small, {"a": running(since=NOW)}) == ["b"]
+    assert submitted(replace(small, room=51)) == ["a"]
+
+
+def test_stall_is_told_by_the_stages_that_are_due() -> None:
+    desired = Desired(("a",), parallel=1, ranks=8, evaluate_ranks=1, max_ranks=4)
+    assert submitted(desired) == []
+    assert "limits.ranks: 4 allowed, a job has 8" in why_stalled(desired, {}, NOW)
+    scarce = replace(desired, max_ranks=0, gpu_hours=0.5, next_look_seconds=30.0)  # enough for 1 rank, not for 8
+    assert submitted(scarce) == []
+    assert "limits.gpu_hours" in why_stalled(scarce, {}, NOW)
+
+
+def test_waiting_for_jobs_of_others_is_told() -> None:
+    full = Desired(("a",), parallel=1, elsewhere=1)
+    assert submitted(full) == []
+    assert not why_stalled(full, {}, NOW)
+    assert "1 job of other sweeps" in why_waiting(full, {}, NOW)
+    ranks = Desired(("a",), parallel=9, ranks=4, max_ranks=8, elsewhere=1, elsewhere_ranks=6)
+    assert "6 ranks" in why_waiting(ranks, {}, NOW)
+    assert not why_waiting(replace(ranks, elsewhere_ranks=4), {}, NOW)
+    assert not why_waiting(full, {"a": running(since=NOW)}, NOW)
+
+
+def test_what_is_left_is_divided_among_live_jobs_by_their_ranks() -> None:
+    seen = {"a": running(since=NOW - HOUR, ranks=4), "b": replace(ended(0), done=True), "old": running(since=NOW)}
+    desired = Desired(("a", "b", "c"), parallel=3, ranks=4, evaluate_ranks=2, gpu_hours=20.0, beside=("old",))
+    submits = [Submit("c", 1, ""), Submit("b", 1, "", "evaluate")]
+    shares = divide_hours(desired, seen, submits, NOW)  # 4 + 2 hours are spent, 14 are left for 4 + 4 + 4 + 2 ranks
+    hours = {key: seconds / HOUR for key, seconds in shares.items()}
+    assert hours == {("a", "pretrain"): 8.0, ("old", "pretrain"): 4.0, ("c", "pretrain"): 4.0, ("b", "evaluate"): 2.0}
+    later = divide_hours(desired, seen, submits, NOW + HOUR)
+    assert sum(later.values()) <= 20.0 * HOUR
+    assert set(divide_hours(replace(desired, gpu_hours=0.0), seen, submits, NOW).values()) == {float("inf")}
+
+
+def test_job_that_no_node_launches_holds_its_trial_and_ends_the_sweep() -> None:
+    job = JobState(Phase.QUEUED, "7", 1, "launch failed requeued held", hold="scontrol release 7", given_up=True)
+    held = Observed(job=job)
+    assert assess(held).state is State.HELD
+    assert "scontrol release 7" in assess(held).reason
+    assert plan(Desired(("a",), parallel=1), {"a": held}, NOW) == ()
+    assert Pass({"a": held}, {"a": assess(held)}, 0, "").finished
+    by_user = Observed(job=replace(job, given_up=False))
+    assert assess(by_user).state is State.QUEUED
+    assert "held in Slurm" in assess(by_user).reason
+    assert not Pass({"a": by_user}, {"a": assess(by_user)}, 0, "").finished

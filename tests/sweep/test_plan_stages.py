@@ -28,7 +28,8 @@ def evaluation(*codes: int | None, start: float = 100.0) -> Observed:
 
 def trained(**values: Any) -> Observed:
     """A trial whose training ended well at time 0.5, with nothing evaluated."""
-    known = {"job": job(Phase.FINISHED), "attempts": attempts(0), "checkpoint_step": 10}
+    known: dict[str, Any] = {"job": job(Phase.FINISHED), "attempts": attempts(0), "checkpoint_step": 10}
+    known |= {"evaluates": True}
     return Observed(**(known | {"trained": True, "to_evaluate": ("step-00000005", "final")} | values))
 
 
@@ -94,7 +95,36 @@ def test_evaluation_that_scores_something_each_time_goes_on() -> None:
 
 
 def test_without_such_jobs_another_training_job_evaluates() -> None:
-    assert stages(trained(), replace(DESIRED, evaluate_ranks=0)) == [("pretrain", 2)]
+    elsewhere = replace(DESIRED, evaluate_ranks=0)
+    assert stages(trained(evaluates=False), elsewhere) == [("pretrain", 2)]
+    before = evaluation(2)  # of the place where it was
+    assert stages(trained(evaluates=False, evaluation=before), elsewhere) == [("pretrain", 2)]
+    live = Observed(job=job(Phase.RUNNING))
+    assert stages(trained(evaluates=False, evaluation=live), elsewhere) == []
+
+
+def test_training_job_that_fails_to_evaluate_is_judged() -> None:
+    def after_training(*codes: int) -> tuple[AttemptRecord, ...]:
+        return tuple(replace(one, checkpoint_before=10 * (one.number > 1)) for one in attempts(0, *codes))
+
+    elsewhere = replace(DESIRED, evaluate_ranks=0)
+    for before in (None, evaluation(75)):
+        failing = trained(evaluates=False, evaluation=before, attempts=after_training(1, 1, 1))
+        assert (assess(failing).state, assess(failing).cause) == (State.FAILED, Cause.USER_ERROR)
+        assert stages(failing, elsewhere) == []
+        retried = replace(failing, attempts=after_training(137))
+        assert assess(retried).state is State.TRAINED
+        assert assess(retried).not_before > retried.attempts[-1].ended  # not at once, for ever
+        assert stages(replace(failing, attempts=after_training(*[0] * 6)), elsewhere) == []
+        assert stages(replace(failing, forgiven=4), elsewhere) == [("pretrain", 5)]
+
+
+def test_training_that_was_killed_on_its_way_out_is_evaluated() -> None:
+    killed = trained(attempts=attempts(89))
+    assert assess(killed).state is State.TRAINED
+    assert stages(killed) == [("evaluate", 1)]
+    scoring = trained(evaluates=False, attempts=attempts(89))  # there it was the evaluation that took the memory
+    assert assess(scoring).state is State.FAILED
 
 
 def test_results_come_before_more_training() -> None:

@@ -1,4 +1,5 @@
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,14 @@ def test_batch_that_does_not_divide_is_refused_with_those_that_do(runs: Path, tm
     record = record_of(write_sweep(tmp_path, batch=10), ranks=4)
     told = problems(record, runs)
     assert "train.global_batch: 10: does not divide by the 4 ranks of the cluster; write 8, 12" in told
+
+
+def test_job_larger_than_all_ranks_together_is_refused(runs: Path, tmp_path: Path) -> None:
+    record = record_of(write_sweep(tmp_path))
+    bounded = record.cluster | {"limits": {"ranks": 3, "min_free_gb": 0}, "evaluate": {"ranks_per_node": 4}}
+    told = problems(replace(record, cluster=bounded), runs)
+    assert "limits.ranks: 3: evaluate gives a job 4 ranks; raise the limit" in told
+    assert "resources" not in told
 
 
 def test_misspelt_objective_is_refused_before_anything_is_trained(runs: Path, tmp_path: Path) -> None:

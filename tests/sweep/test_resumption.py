@@ -10,14 +10,14 @@ import pytest
 
 from orchestrate.errors import RunDirError
 from orchestrate.launchers.attempts import AttemptRecord
-from orchestrate.launchers.base import RunSpec, Verdict
+from orchestrate.launchers.base import JobState, Phase, RunSpec, Verdict
 from orchestrate.runs import RunDir, read_json, write_json
 from orchestrate.sweep.code import code_of
 from orchestrate.sweep.interventions import cancel_trials, forgive_trials
 from orchestrate.sweep.observe import observe, run_dir_of
 from orchestrate.sweep.observed import Observed
 from orchestrate.sweep.record import SweepRecord, find_record
-from orchestrate.sweep.resumption import Resumption, leaves
+from orchestrate.sweep.resumption import Departure, Resumption, leaves
 from orchestrate.sweep.standing import State, assess
 from tests.launchers.jobs import cluster, rank_pids, state, wait_until
 from tests.sweep.sweeps import Bench, CountingLauncher, bench, record_of, script_all, write_sweep
@@ -39,28 +39,27 @@ def started(tmp_path: Path, *script: dict[str, str], seeds: tuple[int, ...] = (0
     return record, made
 
 
-def moved(record: SweepRecord, made: Bench, *, patience_seconds: float = 60.0) -> tuple[SweepRecord, Bench, Resumption]:
+def moved(record: SweepRecord, made: Bench, *, patience_seconds: float = 60.0) -> tuple[SweepRecord, Bench, Departure]:
     """Prepare to go on with one rank a trial."""
     now = record.with_cluster(cluster(ranks=1, parallel=2), "")
     there = bench(made.runs)
     launcher = CountingLauncher(made.runs, ranks=1)
-    resumption = Resumption(
+    departure = Departure(
+        record,
+        made.launcher,
         launcher,
-        left=(record, made.launcher),
-        renews_code=False,
-        diverged_too=False,
         say=there.display.line,
         patience_seconds=patience_seconds,
         wait=FAST,
     )
-    return now, replace(there, session=replace(there.session, launcher=launcher)), resumption
+    return now, replace(there, session=replace(there.session, launcher=launcher)), departure
 
 
 def test_trial_that_runs_saves_and_stops_before_it_goes_on_with_other_resources(tmp_path: Path) -> None:
     record, made = started(tmp_path, {"*": "wait"}, {"*": "done"})
-    now, there, resumption = moved(record, made)
+    now, there, departure = moved(record, made)
     assert leaves(record, now)
-    assert there.session.make_true(now, forgive=resumption)
+    assert there.session.make_true(now, leave=departure.move)
     run = run_dir_of(made.runs, record.trial_ids[0])
     first, second = (json.loads((run.path / "jobs" / f"{number}.start.json").read_text()) for number in (1, 2))
     end = json.loads((run.path / "jobs" / "1.end.json").read_text())
@@ -71,9 +70,9 @@ def test_trial_that_runs_saves_and_stops_before_it_goes_on_with_other_resources(
 
 def test_sweep_whose_jobs_do_not_stop_stays_where_it_is(tmp_path: Path) -> None:
     record, made = started(tmp_path, {"*": "deaf"})
-    now, there, resumption = moved(record, made, patience_seconds=0.3)
+    now, there, departure = moved(record, made, patience_seconds=0.3)
     with pytest.raises(RunDirError, match="its job is still saving"):
-        there.session.make_true(now, forgive=resumption)
+        there.session.make_true(now, leave=departure.move)
     kept = find_record(made.runs, record.name)
     assert kept is not None
     assert kept.ranks == 2
@@ -141,8 +140,8 @@ def test_resumed_trial_runs_the_code_of_now_and_says_so(tmp_path: Path) -> None:
     run = RunDir(runs / "trials" / record.trial_ids[0])
     (runs / "code" / "0123456789ab" / "tree").mkdir(parents=True)
     write_json(run.code_file, {"digest": "0123456789ab", "commit": "c" * 40, "dirty": False})
-    launcher, said = CountingLauncher(runs), list[str]()
-    resumption = Resumption(launcher, left=None, renews_code=True, diverged_too=False, say=said.append)
+    said = list[str]()
+    resumption = Resumption(renews_code=True, diverged_too=False, say=said.append)
     assert resumption(runs, record.trials, {trial.id: Observed() for trial in record.trials}) == []
     code = code_of(run)
     assert code is not None
@@ -150,3 +149,25 @@ def test_resumed_trial_runs_the_code_of_now_and_says_so(tmp_path: Path) -> None:
     assert said == [f"1 trial will run the code of now ({code}), not that of before (0123456789ab, commit {'c' * 10})"]
     assert resumption(runs, record.trials, {trial.id: Observed() for trial in record.trials}) == []
     assert len(said) == 1
+
+
+def test_code_that_a_live_job_runs_stays_on_record(tmp_path: Path) -> None:
+    record = record_of(write_sweep(tmp_path, seeds=(0,)))
+    runs = tmp_path / "runs"
+    run = RunDir(runs / "trials" / record.trial_ids[0])
+    (runs / "code" / "0123456789ab" / "tree").mkdir(parents=True)
+    write_json(run.code_file, {"digest": "0123456789ab", "commit": None, "dirty": False})
+    said = list[str]()
+    resumption = Resumption(renews_code=True, diverged_too=False, say=said.append)
+    for phase in (Phase.RUNNING, Phase.QUEUED):
+        live = Observed(job=JobState(phase, "7", 1, ""), attempts=(AttemptRecord(1, 1.0, 2.0, 2, None),))
+        assert resumption(runs, record.trials, {record.trial_ids[0]: live}) == []
+        assert (read_json(run.code_file) or {})["digest"] == "0123456789ab"
+        assert said.pop().startswith("1 trial keeps the code of before, as its job runs it")
+
+
+def test_resumed_trials_that_never_began_need_no_copy_yet(tmp_path: Path) -> None:
+    record = record_of(write_sweep(tmp_path))
+    resumption = Resumption(renews_code=True, diverged_too=False, say=pytest.fail)
+    assert resumption(tmp_path / "runs", record.trials, {trial.id: Observed() for trial in record.trials}) == []
+    assert not (tmp_path / "runs" / "code").exists()

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from orchestrate.errors import ConfigError, DataError
+from orchestrate.launchers.attempts import exit_file, job_file
 from orchestrate.launchers.base import Phase
-from orchestrate.runs import read_json
+from orchestrate.runs import RunDir, read_json, write_json
 from orchestrate.store import open_store, store_path
 from orchestrate.sweep.adopt import adopt, refuse_while_controlled
 from orchestrate.sweep.interventions import cancel_trials, forgive_trials
@@ -346,11 +347,37 @@ def test_typing_the_command_again_gives_a_fresh_set_of_retries_for_machine_fault
     made = bench(runs)
     record = record_of(write_sweep(tmp_path))
     unlucky, wrong = record.trial_ids
-    trial_dir(runs, unlucky, {"*": "crash"})
-    trial_dir(runs, wrong, {"*": "exit:1"})
+    trial_dir(runs, unlucky, {"*": "exit:75"})  # and nothing saved
+    trial_dir(runs, wrong, {"*": "exit:2"})
     assert not made.session.make_true(record)
     assert states(made, record) == [State.FAILED, State.FAILED]
     trial_dir(runs, unlucky, {"*": "done"})
     trial_dir(runs, wrong, {"*": "done"})
     assert not made.session.make_true(record)
     assert states(made, record) == [State.COMPLETED, State.FAILED]
+
+
+def test_resuming_one_trial_does_not_bypass_the_hours_of_the_sweep(runs: Path, tmp_path: Path) -> None:
+    made = bench(runs)
+    record = record_of(write_sweep(tmp_path, gpu_hours=1.0))
+    first, second = record.trial_ids
+    write_json(job_file(RunDir(runs / "trials" / first), 1), {"started": 1e9, "ranks": 2})
+    write_json(exit_file(RunDir(runs / "trials" / first), 1), {"ended": 1e9 + 3600, "exit_code": 75})
+    assert not made.session.make_true(record, only=[second])
+    assert made.launcher.submitted == []
+    assert any("limits.gpu_hours: 1 allowed, 2.00 spent" in line for line in made.display.lines)
+    removed = replace(record, trials=record.trials[1:])
+    assert not made.session.make_true(removed)
+    assert made.launcher.submitted == []
+
+
+def test_allowance_is_written_before_the_job_starts_and_taken_away_with_the_limit(runs: Path, tmp_path: Path) -> None:
+    made = bench(runs)
+    record = record_of(write_sweep(tmp_path, gpu_hours=1.0, seeds=(0,)))
+    script_all(runs, record, {"*": "wait"})
+    allowance = runs / "trials" / record.trial_ids[0] / "jobs" / "allowance.json"
+    made.session.make_true(record, once=True)
+    assert read_json(allowance) == {"rank_seconds": 3600.0}
+    rank_pids(runs, record.trial_ids[0])
+    made.session.make_true(replace(record, limits=record.limits | {"gpu_hours": 0.0}), once=True)
+    assert not allowance.exists()

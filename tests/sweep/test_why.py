@@ -6,6 +6,7 @@ import pytest
 from orchestrate.launchers.attempts import AttemptRecord
 from orchestrate.launchers.base import JobState, Phase
 from orchestrate.runs import RunDir, write_json
+from orchestrate.sweep.hours import Hours
 from orchestrate.sweep.observed import Observed
 from orchestrate.sweep.why import explain
 from tests.sweep.sweeps import record_of, write_sweep
@@ -58,3 +59,17 @@ def test_attempt_without_a_step_never_began_to_train(
 ) -> None:
     attempt = AttemptRecord(1, NOW - 9, NOW, 2, exit_code, first_step=first, last_step=last)
     assert told in explained(runs, tmp_path, Observed(attempts=(attempt,)))
+
+
+def test_trial_that_the_limit_on_hours_keeps_from_going_on_names_it(runs: Path, tmp_path: Path) -> None:
+    record = record_of(write_sweep(tmp_path, seeds=(0,), gpu_hours=2.0))
+    stopped = Observed(attempts=(AttemptRecord(1, NOW - 3600, NOW, 2, 75),))
+
+    def told(spent: float, seen: Observed = stopped) -> str:
+        hours = Hours(2.0, spent, next_look_seconds=30.0)
+        return explain(record, record.trials[0], runs, seen, now=NOW, hours=hours).next_action
+
+    assert "limits.gpu_hours: 2 allowed, 1.99 spent" in told(1.99)
+    assert "raise the limit in" in told(1.99)
+    assert "limits.gpu_hours" not in told(1.0)
+    assert "limits.gpu_hours" not in told(2.5, LIVE)
