@@ -82,7 +82,7 @@ def sweep_of(count: int) -> SweepRecord:
 
 
 def live_through(runs: Path, record: SweepRecord) -> StandIn:
-    """Write what trials leave that had two attempts each: one of twenty waits for a third, 64 run, others are done."""
+    """Write what trials leave after two attempts each: one of a hundred waits for a third, 64 run, others are done."""
     running, ended = [], []
     for number, trial in enumerate(record.trials):
         name, folder = f"oc-{trial.id}", runs / "trials" / trial.id
@@ -97,12 +97,12 @@ def live_through(runs: Path, record: SweepRecord) -> StandIn:
             seen = {"first_step": 0, "last_step": 50, "last_seen": NOW - 10, "train_seconds": 8e3}
             write(folder / "attempts" / f"{attempt}.json", seen)
             if not (is_running and attempt == 2):
-                done = attempt == 2 and number % 20 > 0
+                done = attempt == 2 and number % 100 > 0
                 end = {"attempt": attempt, "ended": NOW - 10, "exit_code": 0 if done else 75}
                 write(folder / "jobs" / f"{attempt}.end.json", end)
         if is_running:
             running.append(name)
-        elif number % 20 > 0:
+        elif number % 100 > 0:
             write(folder / "results" / "done.json", {"fingerprint": trial.id, "finished": NOW - 10})
             ended.append(name)
     return StandIn(running, ended[:SHOWN])

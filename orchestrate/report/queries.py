@@ -230,7 +230,8 @@ def _observe(row: TrialRow, run: RunDir) -> TrialRow:
     done = _read_object(run.done_file)
     status = _read_object(run.status_file) or {}
     attempts = load_attempts(run)
-    spent = sum(attempt.seconds for attempt in attempts), sum(attempt.rank_seconds for attempt in attempts)
+    every = (*attempts, *load_attempts(run.evaluation))
+    spent = sum(attempt.seconds for attempt in every), sum(attempt.rank_seconds for attempt in every)
     if done is not None:
         return _done_row(row, done, status, num_attempts=len(attempts), spent=spent)
     return TrialRow(

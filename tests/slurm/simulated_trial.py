@@ -10,6 +10,7 @@ from typing import Any, Self
 
 from orchestrate.exits import Exit
 from orchestrate.launchers.attempts import attempt_numbers, checkpoint_step
+from orchestrate.launchers.rank_allowance import seconds_left
 from orchestrate.runs import RunDir
 
 STEPS = 100
@@ -25,7 +26,8 @@ BEAT_SECONDS = 16.0
 class Fate:
     """What happens to a run of a job, and when.
 
-    `kind` is one of: nothing, saves, killed, node lost, time limit, error, cancelled, hangs, bad input, diverges.
+    `kind` is one of: nothing, saves, killed, node lost, time limit, error, cancelled, hangs, bad input, diverges,
+    allowance spent.
     """
 
     kind: str = "nothing"
@@ -93,6 +95,9 @@ class PlayedRun:
             "checkpoint_step": self.before,
         }
         write(run.path / "jobs" / f"{self.attempt}.start.json", start)
+        allowed = max(0.0, seconds_left(run, self.attempt, ranks=self.script.ranks, now=self.started))
+        if allowed < self.seconds:
+            self.fate = Fate("allowance spent", allowed)
 
     def _nothing_to_do(self) -> bool:
         trial = self.script.trial
@@ -155,7 +160,7 @@ class PlayedRun:
             self._save(step - step % CHECKPOINT_EVERY)
             return "PREEMPTED" if kind == "killed" else "NODE_FAIL"
         self._write_worker(step, now)
-        if kind in ("saves", "time limit", "asked to stop", "cancelled"):
+        if kind in ("saves", "time limit", "asked to stop", "cancelled", "allowance spent"):
             self._save(step)
             goes_on = kind in ("saves", "time limit") and not self._files.stop_file.exists()
             following = f"job {submit()} goes on" if goes_on else ""

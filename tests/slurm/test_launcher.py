@@ -211,7 +211,7 @@ def test_suspected_nodes_are_used_again_where_too_few_others_are(runs: Path, slu
     try:
         script = (plan.run_dir / "jobs" / "submit.sh").read_text()
         assert excluded_nodes(script) == nodes[:-1]  # two nodes are what the job needs
-        assert "m3: used again" in "".join(place.launcher.remarks())
+        assert f"{nodes[-1]}: used again" in "".join(place.launcher.remarks())
     finally:
         place.launcher.cancel([job])
 

@@ -61,6 +61,11 @@ def killed(*, share: float) -> Any:
     return fate
 
 
+def goes_on_after(seconds: float) -> Any:
+    """Let every run save, and be followed by another, before it has made much of a step."""
+    return lambda chance: Fate("saves", seconds)
+
+
 def sweep_of(count: int, *, parallel: int, evaluate: bool = False, gpu_hours: float = 0.0) -> SweepRecord:
     stages: dict[str, Any] = {"evaluate": {"ranks_per_node": 1}} if evaluate else {}
     place = ClusterConfig.model_validate(
@@ -109,14 +114,14 @@ class Play:
         while True:
             with closing(open_store(store_path(self.runs))) as store:
                 try:
-                    for current in self._passes(store):
+                    for current in self.passes(store):
                         if current.finished or current.stalled:
                             return current
                         assert self.num_passes < most_passes, self._where(current)
                 except ControllerDiedError:
                     continue
 
-    def _passes(self, store: Store) -> Iterator[Pass]:
+    def passes(self, store: Store) -> Iterator[Pass]:
         slurm = self.slurm
         launcher = SlurmLauncher(self.record.cluster_config(), self.runs, commands=slurm, clock=slurm.clock)
         controller = Controller(self.record, self.runs, launcher, store, say=self.said.append, clock=slurm.clock)
@@ -211,6 +216,18 @@ def test_hours_are_a_hard_limit_and_what_was_saved_goes_on_with_more(tmp_path: P
     assert not last.count(State.HELD)
     made.record = sweep_of(100, parallel=20)
     assert made.to_the_end().count(State.COMPLETED) == 100
+
+
+def test_hours_are_a_hard_limit_while_nobody_watches(tmp_path: Path) -> None:
+    made = play(tmp_path, sweep_of(8, parallel=8, gpu_hours=1.0), fate=goes_on_after(40), nodes=16)
+    (made.runs / "trials").mkdir(parents=True)
+    with closing(open_store(store_path(made.runs))) as store:
+        next(made.passes(store))
+    made.slurm.pass_time(4 * 3600)  # in which each job would have been followed by others
+    assert made.slurm.num_live == 0
+    assert 0.8 < made.slurm.rank_hours <= 1.0
+    assert "limits.gpu_hours" in made.to_the_end().stalled
+    assert made.slurm.rank_hours <= 1.0
 
 
 def test_place_that_takes_few_jobs_is_filled_and_not_flooded(tmp_path: Path) -> None:

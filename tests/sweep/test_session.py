@@ -1,6 +1,7 @@
 import os
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -381,3 +382,17 @@ def test_allowance_is_written_before_the_job_starts_and_taken_away_with_the_limi
     rank_pids(runs, record.trial_ids[0])
     made.session.make_true(replace(record, limits=record.limits | {"gpu_hours": 0.0}), once=True)
     assert not allowance.exists()
+
+
+def test_pass_of_a_timer_looks_ahead_to_the_next_one(runs: Path, tmp_path: Path) -> None:
+    made = bench(runs)
+    record = record_of(write_sweep(tmp_path, gpu_hours=0.9, seeds=(0,)))
+    script_all(runs, record, {"*": "wait"})
+    made.session.make_true(record, once=True)
+    rank_pids(runs, record.trial_ids[0])
+    made.session.make_true(record, once=True)  # a moment later: the next pass will be as soon
+    assert not any("asked to save" in line for line in made.display.lines)
+    half_an_hour_ago = time.time() - 1800
+    os.utime(record_path(runs, record.name).parent / "last_look", (half_an_hour_ago, half_an_hour_ago))
+    made.session.make_true(record, once=True)  # two ranks would spend an hour until the next pass
+    assert any("asked to save and stop: limits.gpu_hours" in line for line in made.display.lines)
