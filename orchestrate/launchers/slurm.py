@@ -158,7 +158,7 @@ class SlurmLauncher:
         if answer.code:
             return str(refusal(plan.name, answer))
         said = re.sub(r"^sbatch: ", "", answer.complaint)
-        return re.sub(r"(?<=start at )(\d+)", lambda found: time.strftime("%F %T", time.localtime(int(found[1]))), said)
+        return re.sub(r"(?<=start at )(\d{4}-\d\d-\d\d)T", r"\1 ", said)
 
     def submit(self, plan: LaunchPlan) -> str:
         """Submit a job with the name of the trial and return its id.

@@ -1,7 +1,7 @@
 """Waiting for srun, which here is a script that says what srun says."""
 
-import os
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -34,6 +34,11 @@ def signals_wait() -> Iterator[None]:
     signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
+def slurm_sends(number: signal.Signals, *, after_seconds: float) -> None:
+    """Send a signal to the thread of the test: others of this process, which run the tests, do not block it."""
+    threading.Timer(after_seconds, signal.pthread_kill, (threading.get_ident(), number)).start()
+
+
 def beat_nothing() -> None:
     """Stand in for a heartbeat."""
 
@@ -60,15 +65,17 @@ def test_end_of_the_job_leaves_time_for_the_record_although_slurm_is_silent(tmp_
     slurm = Slurm(2)
     step = Step(slurm, beat=beat_nothing)
     began = time.monotonic()
-    words = ("bash", "-c", f"trap '' USR1; kill -TERM {os.getpid()}; exec sleep 60")
+    words = ("bash", "-c", "trap '' USR1; exec sleep 60")
+    slurm_sends(signal.SIGTERM, after_seconds=0.1)
     assert step.run(words, environment={}, log=tmp_path / "srun.log") is None
     assert time.monotonic() - began < 2
     assert (step.stopped_by, len(slurm.asked)) == ("SIGTERM", 1)
 
 
 def test_end_of_the_job_limits_the_time_of_a_stop_that_was_asked_for_before(tmp_path: Path) -> None:
-    pid = os.getpid()
-    words = ("bash", "-c", f"trap '' USR1; kill -USR1 {pid}; sleep 0.2; kill -TERM {pid}; exec sleep 60")
+    words = ("bash", "-c", "trap '' USR1; exec sleep 60")
+    slurm_sends(signal.SIGUSR1, after_seconds=0.1)
+    slurm_sends(signal.SIGTERM, after_seconds=0.3)
     step = Step(Slurm(), beat=beat_nothing)
     assert step.run(words, environment={}, log=tmp_path / "srun.log") is None
     assert step.stopped_by == "SIGUSR1"

@@ -7,6 +7,7 @@ from rich.console import Console
 
 from orchestrate.runs import write_json
 from orchestrate.sweep.display import Lines, LiveTable
+from orchestrate.sweep.ledger import Ledger
 from orchestrate.sweep.observe import observe
 from orchestrate.sweep.standing import Standing, State
 from orchestrate.sweep.status import (
@@ -113,3 +114,26 @@ def test_live_table_follows_a_sweep(runs: Path, tmp_path: Path) -> None:
         made.display.each = table.looked
         assert made.session.make_true(record)
     assert "2 completed" in output.getvalue()
+
+
+def test_lost_hours_and_true_causes_are_shown_where_a_trial_needed_several_attempts(runs: Path, tmp_path: Path) -> None:
+    record = record_of(write_sweep(tmp_path))
+    hours = Ledger(useful=1.5, replayed=0.5)
+    again = TrialStatus(
+        record.trial_ids[0],
+        {"train.seed": 0},
+        State.HELD,
+        "",
+        cause="cancelled",
+        attempts=3,
+        rank_hours=2.0,
+        hours=hours,
+    )
+    once = TrialStatus(record.trial_ids[1], {"train.seed": 1}, State.COMPLETED, "", attempts=1, rank_hours=1.0)
+    text = drawn(160, status_table(record, [again, once]))
+    assert all(word in text for word in ("HELD (cancelled)", "attempts", "lost", "25%"))
+    assert "attempts" not in drawn(160, status_table(record, [once]))
+    told = status_json(record, [again, once])
+    assert told["rank_hours"] == 3.0
+    assert told["hours"]["replayed"] == 0.5
+    assert told["trials"][0]["hours"]["useful"] == 1.5
