@@ -12,11 +12,5 @@ jaxtyping.install_import_hook(["ssl_methods"], "beartype.beartype")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep the tests of a file in one process, which sets up what they share once; other groups are marked.
-
-    The longest group begins first, so that no process waits for it at the end.
-    """
+    """Begin with the tests that wait most, beside which the other process has time to compute."""
     items.sort(key=lambda item: item.path.parent.name != "slurm")
-    for item in items:
-        if item.get_closest_marker("xdist_group") is None:
-            item.add_marker(pytest.mark.xdist_group(str(item.path)))

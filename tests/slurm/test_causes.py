@@ -15,7 +15,7 @@ from orchestrate.sweep.causes import Cause
 from tests.slurm.cluster import Cluster
 from tests.slurm.studies import Study
 
-pytestmark = [pytest.mark.xdist_group("slurm"), pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.timeout(300)]
 
 ONE_RANK = {"nodes": 1, "ranks_per_node": 1}
 # A worker takes more by importing torch.

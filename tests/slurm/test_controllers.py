@@ -11,7 +11,7 @@ import pytest
 from tests.slurm.cluster import Cluster, wait_for
 from tests.slurm.studies import Study
 
-pytestmark = [pytest.mark.xdist_group("slurm"), pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.timeout(300)]
 
 # Submits, and then kills the process that asked for it, before that hears of it. Once.
 SBATCH = """#!/bin/bash

@@ -15,7 +15,7 @@ from tests.slurm.cluster import Cluster
 from tests.slurm.storm import Case, Storm
 from tests.slurm.studies import STEPS, Study
 
-pytestmark = [pytest.mark.xdist_group("slurm"), pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.timeout(600)]
 
 
 # One list a trial. Without accounting, and with a signal before a preemption:

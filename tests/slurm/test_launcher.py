@@ -23,8 +23,6 @@ from tests.launchers.jobs import STAND_IN, kill_supervisors
 from tests.slurm.cluster import Cluster, wait_for
 from tests.slurm.conftest import NUM_NODES
 
-pytestmark = pytest.mark.xdist_group("slurm")
-
 RANKS = 2
 
 

@@ -9,7 +9,7 @@ from tests.slurm import soak
 from tests.slurm.cluster import Cluster
 from tests.slurm.faults import OUTAGE_SECONDS
 
-pytestmark = [pytest.mark.xdist_group("slurm"), pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.timeout(600)]
 
 SEED = 0
 

@@ -12,7 +12,7 @@ from orchestrate.runs import RunDir
 from tests.slurm.cluster import ROOT, Cluster
 from tests.slurm.studies import clean_environment
 
-pytestmark = [pytest.mark.xdist_group("slurm"), pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.timeout(300)]
 
 SWEEP = """
 name: fashion
