@@ -128,7 +128,8 @@ def test_a_stream_closes_at_once_while_the_store_is_silent(
     _wait_until(lambda: proxy.counts["fault silent"] > 0)
     _assert_prompt(opened.close)
     taker.join(PROMPT_SECONDS)
-    assert [type(error).__name__ for error in ended] == ["CancelledError"]
+    # On a busy machine the stream may be closed before its taker begins to wait, and has ended for it then.
+    assert [type(error).__name__ for error in ended] in (["CancelledError"], ["StopIteration"])
 
 
 def test_an_evaluation_ends_with_its_error_while_the_store_is_silent(
