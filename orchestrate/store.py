@@ -5,7 +5,9 @@ What it adds to the files: the intent to submit, stored before a submission, and
 
 from __future__ import annotations
 
+import contextlib
 import sqlite3
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -240,11 +242,21 @@ def _connect(path: Path) -> sqlite3.Connection:
         raise StoreError(f"{path}: cannot be opened: {error}; choose another folder with --runs") from error
     try:
         _make_schema(connection)
-        connection.execute("PRAGMA journal_mode = WAL").fetchone()
+        _use_write_ahead_log(connection)
     except sqlite3.DatabaseError as error:
         connection.close()
         raise StoreError(f"{path}: cannot be used: {error}; move it away and run `orchestrate adopt`") from error
     return connection
+
+
+def _use_write_ahead_log(connection: sqlite3.Connection) -> None:
+    """Change the journal, for which SQLite does not wait when another command opens the file at the same time."""
+    for _ in range(100):
+        with contextlib.suppress(sqlite3.OperationalError):
+            connection.execute("PRAGMA journal_mode = WAL").fetchone()
+            return
+        time.sleep(0.05)
+    connection.execute("PRAGMA journal_mode = WAL").fetchone()
 
 
 def _make_schema(connection: sqlite3.Connection) -> None:
