@@ -18,10 +18,6 @@ from ssl_methods import plugins
 if TYPE_CHECKING:
     from orchestrate.launchers.cluster import ClusterConfig
 
-# Added to 128 when a process ends by a signal, as shells do: 137 is SIGKILL.
-SIGNAL_BASE = 128
-
-
 # What a job does for a trial; the job of a later stage has a folder of its own inside the RunDir.
 STAGES = ("pretrain", "evaluate")
 _PREFIX, _EVALUATE = "oc-", "-evaluate"

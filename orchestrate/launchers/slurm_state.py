@@ -7,9 +7,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from orchestrate.exits import Exit
+from orchestrate.exits import SIGNAL_BASE, Exit
 from orchestrate.launchers.attempts import exit_file, job_file, jobs_folder, list_numbers, submission_file, verdict_file
-from orchestrate.launchers.base import SIGNAL_BASE, JobState, Phase, Verdict
+from orchestrate.launchers.base import JobState, Phase, Verdict
 from orchestrate.launchers.slurm_queue import Row, Run, run_of
 from orchestrate.runs import RunDir, read_json
 

@@ -11,8 +11,8 @@ from typing import Any
 from orchestrate.launchers.attempts import AttemptRecord, checkpoint_step, jobs_folder, load_attempts
 from orchestrate.launchers.base import JobState, Launcher, Verdict, job_name
 from orchestrate.runs import RunDir, read_json
+from orchestrate.score_files import num_scores, read_proof, unscored
 from orchestrate.sweep.observed import Observed
-from orchestrate.sweep.stages import is_trained, num_scores, unevaluated
 
 _ANY = RunDir(Path())
 _RESUMED = "resumed.json"
@@ -33,8 +33,7 @@ def resumed_file(run: RunDir) -> Path:
 
 def done_record(run: RunDir) -> dict[str, Any] | None:
     """Return results/done.json if it proves that this trial, and no other, is complete."""
-    done = read_json(run.done_file)
-    return done if done is not None and done.get("fingerprint") == run.path.name else None
+    return read_proof(run.done_file, run.path.name)
 
 
 def observe(
@@ -105,14 +104,14 @@ def _observe(run: RunDir, jobs: Mapping[str, JobState], *, evaluates: bool) -> O
         evaluates=evaluates,
     )
     has_evaluation = _EVALUATION in files or evaluation in jobs
-    trained = seen.done or (_RESULTS in files and is_trained(run))
+    trained = seen.done or (_RESULTS in files and read_proof(run.trained_file, run.path.name) is not None)
     is_wanted = (trained and not seen.done) or ((evaluates or has_evaluation) and _CHECKPOINTS in files)
     if not has_evaluation and not is_wanted and not trained:
         return seen
     return replace(
         seen,
         trained=trained,
-        to_evaluate=unevaluated(run) if is_wanted and not seen.done else (),
+        to_evaluate=unscored(run, run.path.name) if is_wanted and not seen.done else (),
         evaluation=_observe_evaluation(run, jobs.get(evaluation), resumed) if has_evaluation else None,
     )
 

@@ -15,8 +15,7 @@ import yaml
 
 from orchestrate.checkpoint_files import list_checkpoints
 from orchestrate.runs import RunDir, read_json
-from orchestrate.score_files import unscored
-from orchestrate.sweep.stages import is_trained, num_scores, unevaluated
+from orchestrate.score_files import num_scores, read_proof, unscored
 from tests.e2e.conftest import made_run, orchestrate
 
 MILESTONES = {"milestones": ["50%", "100%"], "checkpoint_every": "5step"}
@@ -69,16 +68,16 @@ def done(run: RunDir) -> dict[str, Any]:
 
 
 def test_training_alone_leaves_weights_and_a_proof_but_no_score(trained: RunDir, together: RunDir) -> None:
-    assert is_trained(trained)
+    assert read_proof(trained.trained_file, trained.path.name) is not None
     assert not trained.done_file.exists()
     assert num_scores(trained) == 0
-    assert unevaluated(trained) == (HALF, WHOLE, "final")
+    assert unscored(trained, trained.path.name) == (HALF, WHOLE, "final")
     assert trained.weights_file.read_bytes() == together.weights_file.read_bytes()
     assert (read_json(trained.status_file) or {})["state"] == "trained"
 
 
 def test_job_that_trains_and_scores_leaves_no_proof_of_training_alone(together: RunDir) -> None:
-    assert not is_trained(together)
+    assert read_proof(together.trained_file, together.path.name) is None
 
 
 def test_stages_give_the_numbers_of_one_job(trained: RunDir, together: RunDir, tmp_path: Path) -> None:
@@ -92,7 +91,7 @@ def test_stages_give_the_numbers_of_one_job(trained: RunDir, together: RunDir, t
         key: whole[key] for key in whole if key not in timed
     }
     assert apart["train_seconds"] > 0
-    assert unevaluated(run) == ()
+    assert unscored(run, run.path.name) == ()
     assert (
         num_scores(run) == 2 + 2 + 6
     )  # two probes of each milestone; of the final encoder and two that learned nothing
@@ -134,9 +133,9 @@ def test_damaged_and_deleted_milestones_are_left_out(trained: RunDir, tmp_path: 
     shutil.rmtree(run.checkpoints / WHOLE)
     assert "fails its SHA-256, so it is damaged; skipped" in work(run, "evaluate")
     assert run.done_file.exists()
-    assert unevaluated(run) == ()
+    assert unscored(run, run.path.name) == ()
     (run.checkpoints / HALF / "manifest.json").touch()  # as if the training had made it again
-    assert unevaluated(run) == (HALF,)
+    assert unscored(run, run.path.name) == (HALF,)
 
 
 def test_damaged_final_weights_are_no_result(trained: RunDir, tmp_path: Path) -> None:
@@ -191,8 +190,8 @@ def test_sweep_evaluates_milestones_while_it_trains_and_the_rest_after(sweep_fil
     orchestrate("run", tmp_path / "apart.yaml", "--cluster", tmp_path / "cluster.yaml", "--runs", runs)
     (path,) = (runs / "trials").iterdir()
     run = RunDir(path)
-    assert is_trained(run)
-    assert unevaluated(run) == ()
+    assert read_proof(run.trained_file, run.path.name) is not None
+    assert unscored(run, run.path.name) == ()
     scored = json.loads((run.results / HALF / "done.json").read_text())["finished"]
     assert scored < json.loads(run.trained_file.read_text())["trained"]
     facts = done(run)

@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 
 from tests.launchers.jobs import kill_supervisors
+from tests.launchers.slurm_text import TextSlurm
 
 
 @pytest.fixture
@@ -13,3 +14,8 @@ def runs(tmp_path: Path) -> Iterator[Path]:
     (folder / "trials").mkdir(parents=True)
     yield folder
     kill_supervisors(folder)
+
+
+@pytest.fixture
+def slurm() -> TextSlurm:
+    return TextSlurm()

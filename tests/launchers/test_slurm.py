@@ -1,47 +1,13 @@
 import json
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from orchestrate.errors import LaunchError
-from orchestrate.launchers.attempts import exit_file, job_file
-from orchestrate.launchers.base import LaunchPlan, Phase, RunSpec, TryLaterError
-from orchestrate.launchers.cluster import ClusterConfig
-from orchestrate.launchers.slurm import SlurmLauncher
+from orchestrate.launchers.base import LaunchPlan, Phase, TryLaterError
 from orchestrate.launchers.slurm_commands import Answer
-from orchestrate.runs import RunDir, write_json
-from tests.launchers.slurm_text import DEAD, TextSlurm, queue_line
-
-TRIAL, NAME = "00112233aabbccdd", "oc-00112233aabbccdd"
-NOW = 1_795_449_491.0
-
-
-def config(**changes: Any) -> ClusterConfig:
-    resources = {"nodes": 2, "ranks_per_node": 2}
-    return ClusterConfig.model_validate({"launcher": "slurm", "resources": resources} | changes)
-
-
-@pytest.fixture
-def slurm() -> TextSlurm:
-    return TextSlurm()
-
-
-def launcher(runs: Path, slurm: TextSlurm, cluster: ClusterConfig | None = None) -> SlurmLauncher:
-    return SlurmLauncher(cluster or config(), runs, commands=slurm, clock=lambda: NOW)
-
-
-def planned(jobs: SlurmLauncher, runs: Path, trial: str = TRIAL, **more: Any) -> LaunchPlan:
-    return jobs.plan(RunSpec(trial, runs / "trials" / trial, 1, sweep="dims", **more))
-
-
-def kept(runs: Path, number: int, *, job: str, started: float, code: int | None = None, name: str = TRIAL) -> None:
-    """Write what the keeper of an attempt leaves; without an exit code it has not ended."""
-    run = RunDir(runs / "trials" / name)
-    write_json(job_file(run, number), {"job": job, "restart": 0, "started": started, "nodes": ["m1"]})
-    if code is not None:
-        write_json(exit_file(run, number), {"attempt": number, "ended": started + 10, "exit_code": code})
+from tests.launchers.slurm_text import DEAD, NAME, NOW, TRIAL, TextSlurm, config, kept, launcher, planned, queue_line
 
 
 def test_plan_does_nothing_and_prints_what_sbatch_gets(runs: Path, slurm: TextSlurm) -> None:

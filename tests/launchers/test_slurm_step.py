@@ -34,9 +34,46 @@ def signals_wait() -> Iterator[None]:
     signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def slurm_sends(number: signal.Signals, *, after_seconds: float) -> None:
-    """Send a signal to the thread of the test: others of this process, which run the tests, do not block it."""
-    threading.Timer(after_seconds, signal.pthread_kill, (threading.get_ident(), number)).start()
+class Sender:
+    """Sends signals to the thread of the test, a fifth of a second apart, once a file is there.
+
+    Other threads of this process, which run the tests, do not block signals.
+    """
+
+    def __init__(self) -> None:
+        self._receiver = threading.get_ident()
+        self._threads: list[threading.Thread] = []
+        self.began = 0.0
+
+    def send(self, *numbers: signal.Signals, once: Path) -> None:
+        thread = threading.Thread(target=self._send, args=(numbers, once))
+        self._threads.append(thread)
+        thread.start()
+
+    def _send(self, numbers: tuple[signal.Signals, ...], once: Path) -> None:
+        deadline = time.monotonic() + 60
+        while not once.exists() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        self.began = time.monotonic()
+        for number in numbers:
+            signal.pthread_kill(self._receiver, number)
+            time.sleep(0.2)
+
+    def join(self) -> None:
+        for thread in self._threads:
+            thread.join()
+
+
+@pytest.fixture
+def sender(signals_wait: None) -> Iterator[Sender]:
+    sender = Sender()
+    yield sender
+    sender.join()
+
+
+def deaf_srun(ready: Path) -> tuple[str, ...]:
+    """A step that no SIGUSR1 ends, from when `ready` is there."""
+    return ("bash", "-c", f"trap '' USR1; touch '{ready}'; exec sleep 60")
 
 
 def beat_nothing() -> None:
@@ -61,23 +98,19 @@ def test_step_without_a_log_complains_in_the_output_of_the_job(
     assert (str(log) in out, err) == (True, "no step\n")
 
 
-def test_end_of_the_job_leaves_time_for_the_record_although_slurm_is_silent(tmp_path: Path) -> None:
+def test_end_of_the_job_leaves_time_for_the_record_although_slurm_is_silent(tmp_path: Path, sender: Sender) -> None:
     slurm = Slurm(2)
     step = Step(slurm, beat=beat_nothing)
-    began = time.monotonic()
-    words = ("bash", "-c", "trap '' USR1; exec sleep 60")
-    slurm_sends(signal.SIGTERM, after_seconds=0.1)
-    assert step.run(words, environment={}, log=tmp_path / "srun.log") is None
-    assert time.monotonic() - began < 2
+    sender.send(signal.SIGTERM, once=tmp_path / "ready")
+    assert step.run(deaf_srun(tmp_path / "ready"), environment={}, log=tmp_path / "srun.log") is None
+    assert time.monotonic() - sender.began < 2
     assert (step.stopped_by, len(slurm.asked)) == ("SIGTERM", 1)
 
 
-def test_end_of_the_job_limits_the_time_of_a_stop_that_was_asked_for_before(tmp_path: Path) -> None:
-    words = ("bash", "-c", "trap '' USR1; exec sleep 60")
-    slurm_sends(signal.SIGUSR1, after_seconds=0.1)
-    slurm_sends(signal.SIGTERM, after_seconds=0.3)
+def test_end_of_the_job_limits_the_time_of_a_stop_that_was_asked_for_before(tmp_path: Path, sender: Sender) -> None:
     step = Step(Slurm(), beat=beat_nothing)
-    assert step.run(words, environment={}, log=tmp_path / "srun.log") is None
+    sender.send(signal.SIGUSR1, signal.SIGTERM, once=tmp_path / "ready")
+    assert step.run(deaf_srun(tmp_path / "ready"), environment={}, log=tmp_path / "srun.log") is None
     assert step.stopped_by == "SIGUSR1"
 
 
