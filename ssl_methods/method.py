@@ -1,7 +1,7 @@
 """What every method is: a module from views to a loss, its named terms and its collapse indicators."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -26,11 +26,15 @@ class StepOutput:
 
 @dataclass(frozen=True)
 class Progress:
-    """Where training stands: `step` steps are done, from 0 before the first to `total_steps` after the last."""
+    """Where training stands: `step` steps are done, from 0 before the first to `total_steps` after the last.
+
+    `stage` is the stage of the next step, from 0; most trainings have one.
+    """
 
     step: int
     total_steps: int
     steps_per_epoch: float
+    stage: int = 0
 
     @property
     def fraction(self) -> float:
@@ -72,6 +76,11 @@ class Method(nn.Module, ABC):
         super().__init__()
         self.backbone = backbone
 
+    @property
+    def num_stages(self) -> int:
+        """How many stages its training has; the config says when each begins."""
+        return 1
+
     @abstractmethod
     def forward(
         self, views: Sequence[Float[Tensor, "batch 3 _ _"]], labels: Int[Tensor, " batch"] | None = None
@@ -83,11 +92,30 @@ class Method(nn.Module, ABC):
             labels: class indices, given to methods with `uses_labels` only.
         """
 
-    def check_batches(self, *, num_views: int, global_batch: int) -> None:
+    def check_batches(self, *, num_views: int, global_batch: int, num_ranks: int = 1) -> None:
         """Refuse batches of a shape that a step could not take; called before any training.
 
         Raises:
             ValueError: what does not fit, and what would.
+        """
+        return
+
+    def advice(self, *, global_batch: int, num_ranks: int) -> tuple[str, ...]:
+        """Say, a line each, where these sizes are far from those that the method was published with."""
+        return ()
+
+    def pretrained(self) -> Mapping[str, str]:
+        """Return the weights of others that a training begins with: the knob and the path or URL of each file."""
+        return {}
+
+    def load_pretrained(self, say: Callable[[str], None] = print) -> None:
+        """Load those files, strictly; called once before the first step, not when training goes on.
+
+        Args:
+            say: is told what was loaded.
+
+        Raises:
+            ValueError: a file is missing, or holds other weights; names the knob.
         """
         return
 

@@ -80,7 +80,7 @@ class Dino(Method):
         self.before_step(Progress(step=0, total_steps=1, steps_per_epoch=1.0))
         synchronise_batch_norm(self)
 
-    def check_batches(self, *, num_views: int, global_batch: int) -> None:
+    def check_batches(self, *, num_views: int, global_batch: int, num_ranks: int = 1) -> None:
         """Refuse recipes without two large views."""
         if num_views < NUM_LARGE:
             raise ValueError(f"views: this method takes 2 large ones and any small ones, the recipe makes {num_views}")

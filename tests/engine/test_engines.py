@@ -222,7 +222,7 @@ def _twin_of_a_still_student() -> dict[str, float]:
     for system in TWIN:
         engine = engine_of(run_config("sgd", method="moco", **system))
         with torch.no_grad():
-            for parameter in engine.method.key_projector.parameters():  # type: ignore[operator,union-attr]
+            for parameter in engine.method.contrast.projector.parameters():  # type: ignore[operator,union-attr]
                 parameter.add_(1.0)
         first = weights_of(engine)
         still = Schedules(LearningRate(TOTAL_STEPS, warmup_steps=TOTAL_STEPS + 1), 0.0, 0.0)
@@ -230,8 +230,8 @@ def _twin_of_a_still_student() -> dict[str, float]:
             group["peak_lr"] = 0.0
         take_steps(engine, 1, 5, schedules=still)
         last = weights_of(engine)
-        twin = {name for name, _ in engine.method.named_parameters() if name.startswith("key_projector")}
-        student = {name: last[name.removeprefix("key_")] for name in twin}
+        twin = {name for name, _ in engine.method.named_parameters() if name.startswith("contrast.projector")}
+        student = {name: last[name.removeprefix("contrast.")] for name in twin}
         expected = {name: 0.9**5 * first[name] + (1 - 0.9**5) * student[name] for name in twin}
         facts[f"{system}"] = _largest_difference(expected, {name: last[name] for name in twin})
     return facts

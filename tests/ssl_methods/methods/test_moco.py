@@ -45,28 +45,28 @@ def take_step(method: MoCo, step: int = 0) -> Tensor:
 def test_a_step_sees_the_queue_as_it_was_and_then_fills_it() -> None:
     method, untouched = build(), build()
     queries, keys = (untouched.projector(untouched.backbone(view)) for view in views_of())
-    expected = info_nce_loss(queries, keys, untouched.queue.negatives(), temperature=0.2).loss
+    expected = info_nce_loss(queries, keys, untouched.contrast.queue.negatives(), temperature=0.2).loss
     assert float(method(views_of()).loss.detach()) == pytest.approx(float(expected.detach()), rel=1e-12)
-    stored = method.queue.keys
+    stored = method.contrast.queue.keys
     torch.testing.assert_close(stored[:NUM_SAMPLES], F.normalize(keys.detach(), dim=1), rtol=1e-10, atol=1e-12)
-    assert torch.equal(stored[NUM_SAMPLES:], untouched.queue.keys[NUM_SAMPLES:])
-    assert int(method.queue.position) == NUM_SAMPLES
+    assert torch.equal(stored[NUM_SAMPLES:], untouched.contrast.queue.keys[NUM_SAMPLES:])
+    assert int(method.contrast.queue.position) == NUM_SAMPLES
 
 
 def test_twin_is_averaged_after_the_step_and_its_moments_follow_from_its_own_passes() -> None:
     method = build(momentum=0.9)
-    before = {name: value.clone() for name, value in method.key_backbone.named_parameters()}
+    before = {name: value.clone() for name, value in method.contrast.backbone.named_parameters()}
     take_step(method)
-    assert all(torch.equal(value, before[name]) for name, value in method.key_backbone.named_parameters())
-    moments = {name: value.clone() for name, value in method.key_backbone.named_buffers()}
+    assert all(torch.equal(value, before[name]) for name, value in method.contrast.backbone.named_parameters())
+    moments = {name: value.clone() for name, value in method.contrast.backbone.named_buffers()}
     method.after_step(STEP)
     online = dict(method.backbone.named_parameters())
-    for name, value in method.key_backbone.named_parameters():
+    for name, value in method.contrast.backbone.named_parameters():
         torch.testing.assert_close(value, 0.9 * before[name] + 0.1 * online[name], rtol=1e-12, atol=1e-15)
-    for name, value in method.key_backbone.named_buffers():
+    for name, value in method.contrast.backbone.named_buffers():
         assert torch.equal(value, moments[name])
-    assert int(method.key_backbone.get_buffer("stem.1.num_batches_tracked")) == 1
-    mine, twins = (each.get_buffer("stem.1.running_mean") for each in (method.backbone, method.key_backbone))
+    assert int(method.contrast.backbone.get_buffer("stem.1.num_batches_tracked")) == 1
+    mine, twins = (each.get_buffer("stem.1.running_mean") for each in (method.backbone, method.contrast.backbone))
     assert not torch.equal(mine, twins)  # each has seen its own view
 
 
@@ -98,7 +98,7 @@ def step_on_this_rank(backbone: type[Backbone]) -> tuple[Tensor, dict[str, Tenso
     output = method(views_of())
     output.loss.backward()
     gradients = {name: value.grad for name, value in method.named_parameters() if value.grad is not None}
-    return output.loss.detach(), gradients, method.queue.keys, method.queue.position
+    return output.loss.detach(), gradients, method.contrast.queue.keys, method.contrast.queue.position
 
 
 @pytest.mark.parametrize("num_ranks", [2, 4])
@@ -122,9 +122,9 @@ def test_keys_are_made_of_shuffled_parts_and_come_back_in_order() -> None:
     order = torch.randperm(NUM_SAMPLES, generator=torch.Generator().manual_seed(50))  # rank 0's generator
     expected = torch.empty(NUM_SAMPLES, 16, dtype=torch.float64)
     for part in order.chunk(2):
-        expected[part] = method.key_projector(method.key_backbone(images[part]))
+        expected[part] = method.contrast.projector(method.contrast.backbone(images[part]))
     torch.testing.assert_close(keys[:NUM_SAMPLES], F.normalize(expected, dim=1), rtol=1e-9, atol=1e-12)
-    unshuffled = torch.cat([method.key_projector(method.key_backbone(part)) for part in images.chunk(2)])
+    unshuffled = torch.cat([method.contrast.projector(method.contrast.backbone(part)) for part in images.chunk(2)])
     assert (keys[:NUM_SAMPLES] - F.normalize(unshuffled, dim=1)).abs().max() > 1e-3
 
 
@@ -137,9 +137,9 @@ def shuffles_on_this_rank() -> list[Tensor]:
     for restore in (False, False, True):
         if restore:
             torch.set_rng_state(state)
-        method.queue.position.zero_()
+        method.contrast.queue.position.zero_()
         method(views_of())
-        found.append(method.queue.keys[:NUM_SAMPLES].clone())
+        found.append(method.contrast.queue.keys[:NUM_SAMPLES].clone())
     return found
 
 
@@ -154,5 +154,5 @@ def test_projector_is_the_published_one() -> None:
     assert [type(layer) for layer in layers] == [nn.Linear, nn.ReLU, nn.Linear]
     assert [layer.weight.shape for layer in layers if isinstance(layer, nn.Linear)] == [(24, 128), (16, 24)]
     published = MoCo(TinyViT())
-    assert published.queue.keys.shape == (65536, 128)
-    assert (published.momentum, published.temperature) == (0.999, 0.2)
+    assert published.contrast.queue.keys.shape == (65536, 128)
+    assert (published.contrast.momentum, published.contrast.temperature) == (0.999, 0.2)
