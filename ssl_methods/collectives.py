@@ -61,6 +61,19 @@ def shared_permutation(count: int, *, device: torch.device) -> Int[Tensor, " cou
     return order
 
 
+def standardise(x: Float[Tensor, "batch channels"], *, epsilon: float) -> Float[Tensor, "batch channels"]:
+    """Return x with zero mean and unit biased variance over the global batch: batch norm without weights or memory.
+
+    Args:
+        x: this rank's samples; ranks may hold different numbers of them.
+        epsilon: added to the variance.
+    """
+    if world_size() == 1:
+        return F.batch_norm(x, None, None, training=True, eps=epsilon)
+    standardised: Tensor = _NormaliseOverRanks.apply(x, None, None, epsilon)[0]
+    return standardised
+
+
 class RankBatchNorm(_BatchNorm):
     """Batch norm over the global batch, on any backend and device; what `nn.SyncBatchNorm` cannot do on CPUs.
 

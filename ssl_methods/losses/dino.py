@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ssl_methods.collectives import all_reduce_sum
+from ssl_methods.indicators import entropy
 from ssl_methods.precision import in_full_precision
 
 
@@ -55,15 +56,13 @@ def dino_loss(
     """
     targets = F.softmax((teacher.detach() - centre) / teacher_temperature, dim=-1)
     log_probabilities = F.log_softmax(student / student_temperature, dim=-1)
-    # large crops x crops; a matrix product would be faster, but its long fp32 sums are off by 1e-3 near uniform
-    agreement = torch.stack([(target * log_probabilities).sum(dim=(1, 2)) for target in targets])
-    # a crop's pair with itself lies on the diagonal
-    total = agreement.diagonal().sum() - agreement.sum()
-    num_pairs = agreement.numel() - len(agreement)
-    loss = all_reduce_sum(total) / (all_reduce_sum(total.new_tensor(student.shape[1])) * num_pairs)
-    entropy = _entropy(targets).mean()
-    imbalance = math.log(targets.shape[-1]) - _entropy(targets.mean(dim=(0, 1)))
-    return DinoLoss(loss, entropy, imbalance)
+    # what all crops say together, less what the large crop says of itself; a matrix product would be faster, but its
+    # long fp32 sums are off by 1e-3 near uniform
+    others = log_probabilities.sum(dim=0) - log_probabilities[: len(targets)]
+    sums = all_reduce_sum(torch.stack([(targets * others).sum(), others.new_full((), student.shape[1])]))
+    loss = -sums[0] / (sums[1] * len(targets) * (len(student) - 1))
+    imbalance = math.log(targets.shape[-1]) - entropy(targets.mean(dim=(0, 1)))
+    return DinoLoss(loss, entropy(targets).mean(), imbalance)
 
 
 @torch.no_grad()
@@ -78,8 +77,3 @@ def updated_centre(
     rows = teacher.flatten(0, 1)
     sums = all_reduce_sum(torch.cat([rows.sum(dim=0), rows.new_full((1,), len(rows))]))
     return centre.lerp(sums[:-1] / sums[-1], 1.0 - momentum)
-
-
-def _entropy(probabilities: Float[Tensor, "*rows classes"]) -> Float[Tensor, "*rows"]:
-    entropy: Tensor = torch.special.entr(probabilities).sum(dim=-1)
-    return entropy

@@ -42,8 +42,9 @@ def info_nce_loss(
     Source: He et al. 2020, arXiv:1911.05722, eq. 1.
     """
     queries, keys = F.normalize(queries, dim=1), F.normalize(keys, dim=1)
-    positive = (queries * keys).sum(dim=1, keepdim=True)
-    logits = torch.cat([positive, queries @ negatives.T], dim=1) / temperature
+    queries = queries / temperature  # fewer numbers than the logits
+    positive, negative = (queries * keys).sum(dim=1, keepdim=True), queries @ negatives.T
+    logits = torch.cat([positive, negative], dim=1)
     labels = torch.zeros(len(logits), dtype=torch.int64, device=logits.device)
-    accuracy = (logits.detach().argmax(dim=1) == labels).float().mean()
+    accuracy = (positive.detach() >= negative.detach().amax(dim=1, keepdim=True)).float().mean()
     return InfoNceLoss(cross_entropy_loss(logits, labels), accuracy)

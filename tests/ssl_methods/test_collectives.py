@@ -13,6 +13,7 @@ from ssl_methods.collectives import (
     gather,
     rank,
     shared_permutation,
+    standardise,
     synchronise_batch_norm,
     world_size,
 )
@@ -102,7 +103,8 @@ def norm_on_this_rank(shape: tuple[int, ...], options: dict[str, Any]) -> dict[s
     assert x.grad is not None
     state = {name: value.detach().double() for name, value in norm.state_dict().items()}
     gradients = {f"{name}.grad": value.grad for name, value in norm.named_parameters() if value.grad is not None}
-    return {"y": y.detach(), "x.grad": x.grad, **state, **gradients}
+    plain = standardise(x.detach().flatten(1), epsilon=norm.eps)
+    return {"y": y.detach(), "standardised": plain, "x.grad": x.grad, **state, **gradients}
 
 
 def assert_norm_equal(shape: tuple[int, ...], options: dict[str, Any], *, num_ranks: int) -> None:
@@ -110,7 +112,7 @@ def assert_norm_equal(shape: tuple[int, ...], options: dict[str, Any], *, num_ra
     results = run_on_ranks(num_ranks, norm_on_this_rank, shape, options)
     for name, expected in whole.items():
         parts = [result[name] for result in results]
-        if name == "y":
+        if name in ("y", "standardised"):
             actual = torch.cat(parts)
         elif name == "x.grad":
             actual = torch.cat(parts) / num_ranks  # each sample lives on one rank, the average divides it

@@ -63,3 +63,36 @@ def test_dino_head_starts_as_published() -> None:
     for layer in layers:
         assert float(layer.weight.detach().std()) == pytest.approx(0.02, rel=0.1)  # 4096 draws: standard error 1 %
         assert bool((layer.bias == 0).all())
+
+
+def test_resetting_lengths_changes_no_product() -> None:
+    torch.manual_seed(0)
+    layer, x = UnitLinear(6, 9).double(), torch.randn(5, 6, dtype=torch.float64)
+    layer.weight.data *= 3
+    before = layer(x)
+    layer.reset_lengths()
+    torch.testing.assert_close(layer.weight.norm(dim=1), torch.ones(9, dtype=torch.float64), rtol=1e-13, atol=0)
+    torch.testing.assert_close(layer(x), before, rtol=1e-13, atol=0)
+    layer.weight.data = torch.empty(0, dtype=torch.float64)  # as under ZeRO 3, between steps
+    layer.reset_lengths()
+
+
+def test_learnt_gain_is_torchs_weight_norm_and_starts_at_one() -> None:
+    torch.manual_seed(0)
+    ours = UnitLinear(6, 9, learn_gain=True).double()
+    x = torch.randn(5, 6, dtype=torch.float64)
+    fixed = UnitLinear(6, 9).double()
+    fixed.weight.data.copy_(ours.weight.data)
+    assert torch.equal(ours(x), fixed(x))
+    assert [name for name, _ in fixed.named_parameters()] == ["weight"]
+    theirs = weight_norm(nn.Linear(6, 9, bias=False).double())
+    gain, direction = theirs.parametrizations.weight.original0, theirs.parametrizations.weight.original1
+    assert ours.gain.shape == gain.shape
+    ours.gain.data.copy_(torch.linspace(0.5, 2, 9)[:, None])
+    gain.data.copy_(ours.gain.data)
+    direction.data.copy_(ours.weight.data)
+    torch.testing.assert_close(ours(x), theirs(x), rtol=1e-12, atol=1e-14)  # float64
+    for layer in (ours, theirs):
+        layer(x).pow(3).sum().backward()
+    torch.testing.assert_close(ours.gain.grad, gain.grad, rtol=1e-10, atol=1e-13)
+    torch.testing.assert_close(ours.weight.grad, direction.grad, rtol=1e-10, atol=1e-13)
