@@ -24,9 +24,15 @@ class MoCo(Method):
         momentum: share of itself that the twin keeps in a step (m).
         temperature: divides the cosine similarities (tau; 0.2 in v2, 0.07 in v1).
 
+    Differs:
+        - The twin moves after the optimizer's step instead of before the next, which is the same.
+
     Source: Chen et al. 2020, arXiv:2003.04297 (v2); He et al. 2020, arXiv:1911.05722.
     """
 
+    equation: ClassVar[str] = (
+        "L = -mean_i log [exp(q_i k_i / tau) / (exp(q_i k_i / tau) + sum_j exp(q_i n_j / tau))]  (eq. 1)"
+    )
     default_views: ClassVar[str] = "moco_v2"
     rank_bound: ClassVar[tuple[str, ...]] = ("batch norm sees one rank's part of the batch",)
     has_twin: ClassVar[bool] = True
