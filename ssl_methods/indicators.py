@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import torch
 import torch.nn.functional as F  # noqa: N812  # torch's own name for it
 from jaxtyping import Float
 from torch import Tensor
@@ -22,3 +23,9 @@ def embedding_std(embeddings: Float[Tensor, "batch dim"]) -> Float[Tensor, ""]:
     unit = F.normalize(embeddings.detach(), dim=1)
     spread: Tensor = unit.std(dim=0, correction=0).mean() * math.sqrt(unit.shape[1])
     return spread
+
+
+def entropy(probabilities: Float[Tensor, "*rows classes"]) -> Float[Tensor, "*rows"]:
+    """Return the entropy of each distribution, nats: 0 for one class, ln(classes) if all are as likely."""
+    found: Tensor = torch.special.entr(probabilities).sum(dim=-1)
+    return found

@@ -60,6 +60,8 @@ class Method(nn.Module, ABC):
     A method's section in a config is made of its constructor's keyword-only parameters.
     """
 
+    equation: ClassVar[str]
+    """The loss in a line of plain text."""
     default_views: ClassVar[str]
     """Name of the view recipe that the method was published with."""
     num_views: ClassVar[int] = 2

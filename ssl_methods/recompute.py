@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
+from ssl_methods.backbone import Encoded, TokenBackbone
+
 _STACKS = (nn.Sequential, nn.ModuleList)
 _LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
@@ -42,16 +44,17 @@ def recompute_in_parts(network: nn.Module, size: int) -> None:
     """
     if norm := batch_coupling(network):
         raise ValueError(f"{norm} sees the whole batch, so parts of it would change the loss")
-    whole = network.forward
+    name = "encode" if isinstance(network, TokenBackbone) else "forward"  # which forward calls
+    whole: Callable[[Tensor], Any] = getattr(network, name)
     part_of = _recomputed(network, whole)
 
-    def forward(images: Tensor) -> Tensor:
+    def in_parts(images: Tensor) -> Any:
         if not (network.training and torch.is_grad_enabled()):
-            result: Tensor = whole(images)
-            return result
-        return torch.cat([part_of(part) for part in torch.split(images, size)])
+            return whole(images)
+        parts = [part_of(part) for part in torch.split(images, size)]
+        return torch.cat(parts) if name == "forward" else Encoded(*map(torch.cat, zip(*parts, strict=True)))
 
-    network.forward = forward  # in place: the names of weights stay
+    setattr(network, name, in_parts)  # in place: the names of weights stay
 
 
 def batch_coupling(network: nn.Module) -> str:

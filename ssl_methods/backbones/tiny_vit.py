@@ -5,13 +5,13 @@ import torch.nn.functional as F  # noqa: N812  # torch's own name for it
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ssl_methods.backbone import Backbone
+from ssl_methods.backbone import Encoded, TokenBackbone
 
 PATCH, WIDTH, NUM_HEADS, NUM_BLOCKS = 4, 96, 3, 3
 _SLOWEST = 100.0  # wavelength over 2 pi of the coarsest position feature, patches; grids here are 8 wide at most
 
 
-class TinyViT(Backbone):
+class TinyViT(TokenBackbone):
     """Three blocks on patches of 4 x 4 px: 49 tokens of width 96 on 28 px images, averaged behind a last layer norm.
 
     0.23 M parameters. Positions are fixed sines and cosines of a patch's place in units of patches, so that any size
@@ -31,13 +31,13 @@ class TinyViT(Backbone):
                 nn.init.trunc_normal_(module.weight, std=0.02)
                 nn.init.zeros_(module.bias)
 
-    def forward(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch embed_dim"]:
-        """Return the mean over tokens of the last layer norm."""
+    def encode(self, images: Float[Tensor, "batch 3 height width"]) -> Encoded:
+        """Return the mean over tokens of the last layer norm, and the tokens."""
         grid = self.patches(images)
         tokens = grid.flatten(2).transpose(1, 2)
         positions = _positions(grid.shape[2], grid.shape[3], device=images.device).to(tokens.dtype)
         encoded: Tensor = self.norm(self.blocks(tokens + positions))
-        return encoded.mean(dim=1)
+        return Encoded(encoded.mean(dim=1), encoded)
 
 
 class _Block(nn.Module):

@@ -29,9 +29,13 @@ class BarlowTwins(Method):
             ranks (16 by their README, 32 by the paper), which LARS hides for matrices but not for biases and batch
             norm. 1/16 or 1/32 reproduces their update on any number of ranks.
 
+    Differs:
+        - The gradient is that of one process; the authors' is divided by their number of ranks (`loss_scale`).
+
     Source: Zbontar et al. 2021, arXiv:2103.03230.
     """
 
+    equation: ClassVar[str] = "L = sum_i (1 - C_ii)^2 + lambda sum_{i != j} C_ij^2  (eq. 1)"
     default_views: ClassVar[str] = "barlow_twins"
 
     def __init__(

@@ -1,7 +1,6 @@
 """DINO: self-distillation without labels, from a slow teacher's large crops to all crops of a student."""
 
 from collections.abc import Sequence
-from itertools import groupby
 from typing import Annotated, ClassVar
 
 import torch
@@ -16,9 +15,7 @@ from ssl_methods.heads import DinoHead
 from ssl_methods.indicators import embedding_std
 from ssl_methods.losses.dino import dino_loss, updated_centre
 from ssl_methods.method import Method, Progress, StepOutput
-from ssl_methods.schedules import cosine, linear
-
-NUM_LARGE = 2  # views that the teacher sees
+from ssl_methods.self_distillation import NUM_LARGE, TeacherSchedule, batches_by_size, by_view, check_large_views
 
 
 class Dino(Method):
@@ -42,9 +39,17 @@ class Dino(Method):
 
     The last layer's gain is fixed at 1 (the authors' `norm_last_layer`), which is the stabler choice.
 
+    Differs:
+        - The teacher's temperature grows with every step; once an epoch in the authors' code.
+        - Crops may have any number of sizes; two in the authors' code.
+
     Source: Caron et al. 2021, arXiv:2104.14294; values of its 300-epoch multi-crop recipe.
     """
 
+    equation: ClassVar[str] = (
+        "L = mean over pairs of different crops of -sum_k t_k log s_k, "
+        "t = softmax((teacher - c) / tau_t), s = softmax(student / tau_s)  (eq. 2-4)"
+    )
     default_views: ClassVar[str] = "dino"
     num_views: ClassVar[int] = 0
     has_twin: ClassVar[bool] = True
@@ -71,37 +76,32 @@ class Dino(Method):
         self.teacher_backbone = build_twin(self.backbone)
         self.teacher_head = build_twin(self.head)
         self.register_buffer("centre", torch.zeros(output_dim))
-        self.first_momentum = momentum
         self.student_temperature = student_temperature
-        self.final_temperature = teacher_temperature
-        self.first_temperature = initial_teacher_temperature
-        self.temperature_warmup_epochs = temperature_warmup_epochs
+        self.schedule = TeacherSchedule(
+            momentum, teacher_temperature, initial_teacher_temperature, temperature_warmup_epochs
+        )
         self.centre_momentum = centre_momentum
         self.before_step(Progress(step=0, total_steps=1, steps_per_epoch=1.0))
         synchronise_batch_norm(self)
 
     def check_batches(self, *, num_views: int, global_batch: int, num_ranks: int = 1) -> None:
         """Refuse recipes without two large views."""
-        if num_views < NUM_LARGE:
-            raise ValueError(f"views: this method takes 2 large ones and any small ones, the recipe makes {num_views}")
+        check_large_views(num_views)
 
     def before_step(self, progress: Progress) -> None:
         """Set the teacher's temperature and momentum."""
-        warmup = self.temperature_warmup_epochs
-        warm = progress.epochs / warmup if warmup > 0 else 1.0
-        self.teacher_temperature = linear(self.first_temperature, self.final_temperature, progress=warm)
-        self.momentum = cosine(self.first_momentum, 1.0, progress=progress.fraction)
+        self.teacher_temperature = self.schedule.temperature_at(progress)
+        self.momentum = self.schedule.momentum_at(progress)
 
     def forward(
         self, views: Sequence[Float[Tensor, "batch 3 _ _"]], labels: Int[Tensor, " batch"] | None = None
     ) -> StepOutput:
         """Return the loss under the centre of the steps before, then move the centre."""
-        self.check_batches(num_views=len(views), global_batch=len(views[0]))
+        check_large_views(len(views))
         teacher = self._teach(views[:NUM_LARGE])
-        by_size = groupby(views, key=lambda view: view.shape)
-        embeddings = self.head.mlp(torch.cat([self.backbone(torch.cat(list(same))) for _, same in by_size]))
+        embeddings = self.head.mlp(torch.cat([self.backbone(batch) for batch in batches_by_size(views)]))
         terms = dino_loss(
-            _by_view(self.head.compare(embeddings), len(views)),
+            by_view(self.head.compare(embeddings), len(views)),
             teacher,
             centre=self.centre,
             student_temperature=self.student_temperature,
@@ -134,8 +134,4 @@ class Dino(Method):
     @torch.no_grad()
     def _teach(self, views: Sequence[Tensor]) -> Tensor:
         logits: Tensor = self.teacher_head(self.teacher_backbone(torch.cat(list(views))))
-        return _by_view(logits, len(views))
-
-
-def _by_view(rows: Tensor, num_views: int) -> Tensor:
-    return rows.view(num_views, -1, rows.shape[-1])
+        return by_view(logits, len(views))

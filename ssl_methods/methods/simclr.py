@@ -29,9 +29,17 @@ class SimCLR(Method):
         hidden_dim: width of the projector's hidden layer (authors: the backbone's width, 2048 for a ResNet-50).
         temperature: divides the cosine similarities (tau; paper: 0.1 on ImageNet, 0.5 on CIFAR-10).
 
+    Differs:
+        - Linear layers whose bias a batch norm would cancel have none.
+        - No linear classifier is trained beside it.
+
     Source: Chen et al. 2020, arXiv:2002.05709.
     """
 
+    equation: ClassVar[str] = (
+        "L = -mean_i log [exp(cos(z_i, z_j) / tau) / sum_{k != i} exp(cos(z_i, z_k) / tau)], "
+        "j the other view of i  (eq. 1)"
+    )
     default_views: ClassVar[str] = "simclr"
 
     def __init__(

@@ -22,8 +22,14 @@ class Supervised(Method):
         backbone: network to train.
         num_classes: number of labels.
         label_smoothing: share of the target spread evenly over all classes.
+
+    Differs:
+        - Batch norms see the global batch; in torchvision's training script they see one rank's part.
+
+    Source: He et al. 2016, arXiv:1512.03385; Szegedy et al. 2016, arXiv:1512.00567 (label smoothing).
     """
 
+    equation: ClassVar[str] = "L = -mean_i sum_c y_ic log softmax_c(W f(x_i) + b)"
     default_views: ClassVar[str] = "supervised"
     num_views: ClassVar[int] = 0
     uses_labels: ClassVar[bool] = True

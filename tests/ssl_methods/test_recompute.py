@@ -12,6 +12,7 @@ from ssl_methods.backbones import build
 from ssl_methods.collectives import synchronise_batch_norm
 from ssl_methods.method import Method
 from ssl_methods.methods.barlow_twins import BarlowTwins
+from ssl_methods.methods.esvit import EsViT
 from ssl_methods.methods.simclr import SimCLR
 from ssl_methods.recompute import recompute_blocks, recompute_in_parts
 from tests.distributed import run_on_ranks
@@ -177,3 +178,20 @@ def test_frozen_or_evaluated_networks_compute_once() -> None:
     backbone.eval()
     images = views(torch.float32)[0]
     assert torch.equal(backbone(images), LayerNormNet.forward(backbone, images))
+
+
+def test_parts_and_blocks_keep_the_features_of_regions_too() -> None:
+    results = []
+    for recompute in (False, True):
+        torch.manual_seed(0)
+        method = EsViT(build.build("tiny_swin"), embed_dim=16, hidden_dim=24, output_dim=32)
+        seen: list[int] = []
+        method.backbone.patches.register_forward_pre_hook(lambda _, x, seen=seen: seen.append(len(x[0])))
+        if recompute:
+            assert recompute_blocks(method.backbone) == 4
+            recompute_in_parts(method.backbone, 10)
+        results.append((*step_of(method, torch.float64), seen))
+    (loss, gradients, whole), (got_loss, got_gradients, parts) = results
+    assert (whole, parts[:3]) == ([24], [10, 10, 4])
+    torch.testing.assert_close(got_loss, loss, rtol=1e-10, atol=0)
+    torch.testing.assert_close(got_gradients, gradients, rtol=1e-6, atol=1e-10)

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from ssl_methods.backbones.build import Headless, build, exists, names, suggest
+from ssl_methods.backbone import TokenBackbone
+from ssl_methods.backbones.build import Headless, HeadlessTokens, build, exists, names, suggest
 
 FAMILIES = [
     "alexnet",
@@ -118,6 +119,77 @@ def test_unknown_name_is_answered_with_close_ones() -> None:
     with pytest.raises(ValueError, match=r"backbone 'tiny_resnets': .* did you mean tiny_resnet"):
         build("tiny_resnets")
     with pytest.raises(
-        ValueError, match=r"backbone '\?\?': .* did you mean tiny_resnet, tiny_vit, resnet18, resnet50\?"
+        ValueError, match=rf"backbone '\?\?': .* did you mean {', '.join(names())}, resnet18, resnet50\?"
     ):
         build("??")
+
+
+TOKEN_NETWORKS = [
+    ("resnet18", 64, 4),
+    ("swin_t", 64, 4),
+    ("test_vit", 160, 100),
+    ("tiny_swin", 28, 49),
+    ("tiny_vit", 28, 49),
+    ("tiny_resnet", 28, 16),
+]
+
+
+@pytest.mark.parametrize(("name", "side", "num_tokens"), TOKEN_NETWORKS)
+def test_features_of_regions_are_those_that_the_features_come_from(name: str, side: int, num_tokens: int) -> None:
+    torch.manual_seed(0)
+    backbone = build(name).eval()
+    assert isinstance(backbone, TokenBackbone)
+    images = torch.randn(2, 3, side, side)
+    with torch.no_grad():
+        features, tokens = backbone.encode(images)
+        assert torch.equal(backbone(images), features)
+    assert tokens.shape == (2, num_tokens, backbone.embed_dim)
+    if name != "test_vit":  # whose features are a token of their own
+        torch.testing.assert_close(tokens.mean(dim=1), features)
+
+
+def test_features_of_regions_leave_torchvisions_swin_as_it_is() -> None:
+    from torchvision.models import swin_t
+
+    torch.manual_seed(0)
+    whole = swin_t().eval()
+    backbone = build("swin_t").eval()
+    assert isinstance(backbone, Headless)
+    backbone.network.load_state_dict(whole.state_dict(), strict=False)
+    images = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        assert torch.equal(whole.head(backbone(images)), whole(images))
+
+
+@pytest.mark.parametrize("window", [7, 14])
+def test_e11_swin_takes_both_crops_of_the_published_recipe_with_either_window(window: int) -> None:
+    import timm
+
+    with torch.device("meta"):
+        backbone = build("swin_tiny_patch4_window7_224", window=window)
+        usual = timm.create_model("swin_tiny_patch4_window7_224", num_classes=0, window_size=window)
+        assert isinstance(backbone, HeadlessTokens)
+        tokens = [backbone.encode(torch.empty(2, 3, side, side)).tokens for side in (224, 96)]
+    assert [each.shape for each in tokens] == [(2, 49, 768), (2, 9, 768)]
+    shapes, usual_shapes = ({k: v.shape for k, v in each.state_dict().items()} for each in (backbone.network, usual))
+    assert shapes == usual_shapes
+
+
+def test_timms_swin_is_the_usual_one_at_its_size() -> None:
+    import timm
+
+    torch.manual_seed(0)
+    small = {"embed_dim": 12, "depths": (2, 2), "num_heads": (1, 2), "img_size": 56}
+    usual = timm.models.swin_transformer.SwinTransformer(num_classes=0, **small).eval()
+    ours = timm.models.swin_transformer.SwinTransformer(num_classes=0, dynamic_img_size=True, **small).eval()
+    ours.load_state_dict(usual.state_dict())
+    images = torch.randn(2, 3, 56, 56)
+    with torch.no_grad():
+        assert torch.equal(usual(images), ours(images))
+
+
+def test_window_is_for_networks_that_have_one() -> None:
+    assert build("tiny_swin", window=4)(torch.zeros(1, 3, 16, 16)).shape == (1, 96)
+    for name in ("tiny_vit", "resnet18", "swin_t", "test_vit"):
+        with pytest.raises(ValueError, match=rf"backbone '{name}': window 7: .* take cvt_tiny, tiny_swin, vil_tiny or"):
+            build(name, window=7)
