@@ -101,17 +101,18 @@ def check(
 def plan(sweep: SweepFile, cluster: ClusterFile, runs: Runs = None, as_json: AsJson = False) -> None:
     """Show what a sweep would do: its trials, what is done, how a trial is started, what is left to pay.
 
-    Starts nothing and writes nothing.
+    Starts nothing and writes nothing. Needs no data where the file states `data.train_samples`.
 
     [dim]orchestrate plan sweeps/quickstart.yaml --cluster cluster_configs/local.yaml[/dim]
     """
     from orchestrate.sweep.forecast import look_ahead, plan_json, plan_view
     from orchestrate.sweep.preflight import find_problems
 
-    record, folder = wiring.record_of(sweep, "sweep", cluster, runs)
+    unseen: dict[str, str] = {}
+    record, folder = wiring.record_of(sweep, "sweep", cluster, runs, unseen=unseen)
     observed, launcher = wiring.look(record, folder)
-    problems = find_problems(record, folder, launcher, check_data=wiring.check_data)
-    outlook = look_ahead(record, folder, observed, launcher, problems)
+    problems = find_problems(record, folder, launcher, check_data=wiring.checks_but(unseen))
+    outlook = look_ahead(record, folder, observed, launcher, problems, unseen=unseen)
     if as_json:
         wiring.print_json(plan_json(outlook))
     else:
@@ -353,8 +354,10 @@ def report(
 def export(
     trial: TrialWord,
     form: Annotated[
-        Literal["torchvision", "timm", "safetensors"],
-        typer.Option("--format", help="Library that will load it; safetensors keeps our own names."),
+        Literal["torchvision", "timm", "safetensors", "packed"],
+        typer.Option(
+            "--format", help="Library that will load it; safetensors keeps our own names, packed a bit a binary weight."
+        ),
     ],
     out: Annotated[Path, typer.Option(metavar="FILE", help="File to write; FILE.json beside it says how to load it.")],
     checkpoint: Annotated[

@@ -27,12 +27,14 @@ if TYPE_CHECKING:
     from orchestrate.sweep.observed import Observed
     from orchestrate.sweep.record import SweepRecord
     from orchestrate.sweep.session import Leave
+    from orchestrate.sweep.space import DatasetIdentity
 
 DEFAULT_RUNS = Path("runs")
 RUNS_VARIABLE = "ORCHESTRATE_RUNS"
 EXIT_NOT_ALL_DONE = 1
 EXIT_INTERRUPTED = 130
 _PIPE_WIDTH = 1000
+_HURRY_SECONDS = 5.0
 
 ResultT = TypeVar("ResultT")
 
@@ -102,19 +104,32 @@ def replanned(target: Target, runs: Path, *, budget: str, zero_stage: int | None
 
 
 def record_of(
-    file: Path, kind: Literal["sweep", "run"], cluster_file: Path, runs: Path | None
+    file: Path,
+    kind: Literal["sweep", "run"],
+    cluster_file: Path,
+    runs: Path | None,
+    *,
+    unseen: dict[str, str] | None = None,
 ) -> tuple[SweepRecord, Path]:
     """Read what a user asks for, and where its results go.
+
+    Args:
+        file: sweep or run file.
+        kind: which of both.
+        cluster_file: says where.
+        runs: folder for the results; None for the cluster's.
+        unseen: gets the datasets that cannot be read from here and why, of which the file states the size. Without it
+            they are refused.
 
     Raises:
         ConfigError: every problem of both files, a line each.
     """
-    from orchestrate.data.index import dataset_identity
     from orchestrate.launchers.cluster import load_cluster
     from orchestrate.sweep.record import build_record
     from orchestrate.sweep.source import load_source
 
-    source = _attempt(lambda: load_source(file, kind, identity=cache(dataset_identity)))
+    identity = _asked_once(hurried=unseen is not None)
+    source = _attempt(lambda: load_source(file, kind, identity=identity, unseen=unseen))
     cluster = _attempt(lambda: load_cluster(cluster_file))
     if isinstance(cluster, OrchestrateError) or isinstance(source, OrchestrateError):
         problems = [str(result) for result in (source, cluster) if isinstance(result, OrchestrateError)]
@@ -128,6 +143,27 @@ def record_of(
         command=("orchestrate", *sys.argv[1:]),
     )
     return record, runs or Path(cluster.paths.runs)
+
+
+def _asked_once(*, hurried: bool) -> DatasetIdentity:
+    """Build a look at datasets that asks for each once, also for those that cannot be read.
+
+    Args:
+        hurried: whether to wait seconds for a store that is silent, not minutes, as a person waits for the answer.
+    """
+    from orchestrate.data.index import dataset_identity
+    from orchestrate.data.retry import PATIENCE, Patience
+
+    patience = Patience(budget_seconds=_HURRY_SECONDS) if hurried else PATIENCE
+    ask = cache(lambda url: _attempt(lambda: dataset_identity(url, patience=patience)))
+
+    def answer(url: str) -> tuple[str, int, tuple[str, ...]]:
+        found = ask(url)
+        if isinstance(found, OrchestrateError):
+            raise found
+        return found
+
+    return answer
 
 
 def _attempt(make: Callable[[], ResultT]) -> ResultT | OrchestrateError:
@@ -229,6 +265,16 @@ def check_data(url: str) -> None:
     from orchestrate.data.index import check_shards, load_manifest
 
     check_shards(url, load_manifest(url))
+
+
+def checks_but(unseen: Collection[str]) -> Callable[[str], None]:
+    """Return a check of datasets that leaves some alone, as they cannot be read from here."""
+
+    def check(url: str) -> None:
+        if url not in unseen:
+            check_data(url)
+
+    return check
 
 
 def _write_report(sweep_dir: Path, trials_dir: Path) -> Path:

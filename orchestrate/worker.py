@@ -195,7 +195,7 @@ def _train_and_score(
     startup: Startup,
 ) -> int:
     from orchestrate.engine.base import build_engine
-    from orchestrate.engine.methods import build_method, seed_rank, tune_method
+    from orchestrate.engine.methods import build_method, check_batches, seed_rank, tune_method
     from orchestrate.engine.trainer import Trainer
     from orchestrate.scoring import keep_weights, plain_copy, score_final, write_done, write_trained
     from ssl_methods.views import recipe as view_recipe
@@ -204,6 +204,7 @@ def _train_and_score(
     say = print if ranks.is_main else _say_nothing
     _use_threads(ranks)
     method = build_method(config).to(ranks.device)
+    check_batches(config, method, ranks, say)
     tune_method(method, config.system, say)
     seed_rank(config.train.seed, ranks.rank)
     startup.mark("network")

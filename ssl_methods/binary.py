@@ -71,7 +71,9 @@ class RPReLU(nn.Module):
 
     def forward(self, x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch channels height width"]:
         """Return the activations, in fp32 at least as the shifts are."""
-        return F.prelu(x + self.shift_in[:, None, None], self.slope) + self.shift_out[:, None, None]
+        x = x + self.shift_in[:, None, None]
+        # F.prelu, but for autocast, which would run that in half precision on GPUs
+        return torch.where(x > 0, x, self.slope[:, None, None] * x) + self.shift_out[:, None, None]
 
 
 class BinaryConv2d(nn.Conv2d):

@@ -49,9 +49,7 @@ class MomentumContrast(nn.Module):
         self.momentum = momentum
         self.temperature = temperature
 
-    def forward(
-        self, queries: Float[Tensor, "batch embed_dim"], view: Float[Tensor, "batch 3 _ _"]
-    ) -> StepOutput:
+    def forward(self, queries: Float[Tensor, "batch embed_dim"], view: Float[Tensor, "batch 3 _ _"]) -> StepOutput:
         """Return the contrastive loss against the queue of the steps before, then put this step's keys into it.
 
         Args:

@@ -58,7 +58,7 @@ def load_encoder(source: str, backbone: nn.Module, projector: nn.Module, *, sha2
 
     Raises:
         ValueError: the file is missing, damaged, or other bytes than `sha256`; or names or shapes do not fit, with
-            lists of them.
+            lists of them; or a weight is not finite.
     """
     tensors = read_weights(source, sha256=sha256)
     wanted = {f"backbone.{name}": value for name, value in backbone.state_dict().items()}
@@ -75,6 +75,10 @@ def load_encoder(source: str, backbone: nn.Module, projector: nn.Module, *, sha2
         lists = "; ".join(f"{len(names)} {kind}{_shown(names)}" for kind, names in counts)
         advice = "backbone, hidden_dim and embed_dim must be those that the file was trained with"
         raise ValueError(f"{source}: {layout}: {len(found)} matched; {lists}; {advice}")
+    if broken := [name for name in wanted if name in found and not found[name].isfinite().all()]:
+        raise ValueError(
+            f"{source}: {len(broken)} tensors hold NaN or infinity{_shown(broken)}; a diverged training's?"
+        )
     with torch.no_grad():
         for name, value in found.items():
             wanted[name].copy_(value)

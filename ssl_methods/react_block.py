@@ -29,8 +29,10 @@ class ReActBlock(nn.Module):
         self.sign1 = RSign(input_dim)
         self.conv = BinaryConv2d(input_dim, input_dim, 3, stride=stride)
         self.norm = nn.BatchNorm2d(input_dim)
-        # rounds up as the convolution does; what lies outside is not averaged
-        self.shortcut = nn.AvgPool2d(stride, ceil_mode=True) if stride > 1 else nn.Identity()
+        # Rounds up as the convolution does. What lies outside is never averaged; where nothing is padded the last
+        # argument says no more, but without it torch.compile makes wrong gradients (PyTorch issue 198119).
+        pool = nn.AvgPool2d(stride, ceil_mode=True, count_include_pad=False)
+        self.shortcut = pool if stride > 1 else nn.Identity()
         self.activation1 = RPReLU(input_dim)
         self.sign2 = RSign(input_dim)
         self.branches = nn.ModuleList(

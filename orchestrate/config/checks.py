@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from orchestrate.config.budget import Budget
@@ -27,6 +28,7 @@ def cross_checks(config: RunConfig, method: Any) -> list[Problem]:
         *_engine_problems(config, method),
         *_length_problems(config),
         *_schedule_problems(config),
+        *_stage_problems(config),
         *_continues_problems(config),
     ]
 
@@ -97,16 +99,31 @@ def _schedule_problems(config: RunConfig) -> Iterator[Problem]:
             reason = f"is, with a warm-up of {config.train.warmup}, longer than the budget of {budget}; write less"
             yield Problem((*at, "decay"), str(schedule.decay), reason)
     elif isinstance(schedule, StepConfig):
-        milestones = schedule.milestones
-        amounts = [each.amount for each in milestones]
-        listed = ", ".join(map(str, milestones))
-        if len({each.unit for each in milestones}) > 1:
-            yield Problem((*at, "milestones"), listed, "have several units; write all in one")
-        elif sorted(set(amounts)) != amounts:
-            yield Problem((*at, "milestones"), listed, "must ascend; sort them and list each once")
-        elif _share(milestones[-1], budget) >= 1:
-            reason = f"is not before the end of the budget of {budget}; write an earlier one, or a part such as 80%"
-            yield Problem((*at, "milestones", len(milestones) - 1), str(milestones[-1]), reason)
+        yield from _ascent_problems((*at, "milestones"), schedule.milestones, budget)
+
+
+def _stage_problems(config: RunConfig) -> Iterator[Problem]:
+    stages, at = config.train.stages, ("train", "stages")
+    if stages.starts:
+        yield from _ascent_problems((*at, "starts"), stages.starts, config.train.budget)
+        return
+    for key, default in {"optimizer": "keep", "schedule": "continue"}.items():
+        if (value := getattr(stages, key)) != default:
+            reason = "means nothing without a second stage; add `starts: [...]`, or leave it out"
+            yield Problem((*at, key), value, reason)
+
+
+def _ascent_problems(at: Key, moments: Sequence[Budget], budget: Budget) -> Iterator[Problem]:
+    """Find moments of a training, at least one, that do not follow each other inside its budget."""
+    amounts = [each.amount for each in moments]
+    listed = ", ".join(map(str, moments))
+    if len({each.unit for each in moments}) > 1:
+        yield Problem(at, listed, "have several units; write all in one")
+    elif sorted(set(amounts)) != amounts:
+        yield Problem(at, listed, "must ascend; sort them and list each once")
+    elif _share(moments[-1], budget) >= 1:
+        reason = f"is not before the end of the budget of {budget}; write an earlier one, or a part such as 80%"
+        yield Problem((*at, len(moments) - 1), str(moments[-1]), reason)
 
 
 def step_problems(config: RunConfig, num_samples: int) -> list[Problem]:
@@ -121,6 +138,8 @@ def step_problems(config: RunConfig, num_samples: int) -> list[Problem]:
     if isinstance(train.schedule, StepConfig):
         last = len(train.schedule.milestones) - 1
         lengths["train", "schedule", "milestones", last] = train.schedule.milestones[last]
+    if train.stages.starts:
+        lengths["train", "stages", "starts", len(train.stages.starts) - 1] = train.stages.starts[-1]
     of_budget = f"of the {total} steps of the budget of {train.budget}; write less, or a part such as 10%"
     problems = []
     for key, length in lengths.items():
@@ -133,7 +152,34 @@ def step_problems(config: RunConfig, num_samples: int) -> list[Problem]:
         if steps > total + 1:  # both may be rounded up
             reason = f"takes, with a warm-up of {train.warmup}, {steps} {of_budget}"
             problems.append(Problem(("train", "schedule", "decay"), str(decay), reason))
-    return problems
+    return problems or _restart_problems(config, size, total)
+
+
+def _restart_problems(config: RunConfig, size: dict[str, int], total: int) -> list[Problem]:
+    """Find stages without a step, and lengths that do not fit the shortest of those that begin anew."""
+    train = config.train
+    starts = [start.steps(**size, whole=total) for start in train.stages.starts]
+    spans = [end - begin for begin, end in pairwise((0, *starts, total))]
+    shortest = min(spans)
+    if shortest < 1:
+        listed = ", ".join(map(str, train.stages.starts))
+        reason = f"leave a stage without a step of the {total} of the budget of {train.budget}; write others"
+        return [Problem(("train", "stages", "starts"), listed, reason)]
+    if train.stages.schedule == "continue":
+        return []
+    lengths: dict[Key, Budget] = {("train", "warmup"): train.warmup}
+    if isinstance(train.schedule, StepConfig):
+        last = len(train.schedule.milestones) - 1
+        lengths["train", "schedule", "milestones", last] = train.schedule.milestones[last]
+    elif isinstance(train.schedule, WsdConfig):
+        lengths["train", "schedule", "decay"] = train.schedule.decay
+    of_stage = f"of the {shortest} steps of the shortest stage, which each have their own; write less, or a part"
+    steps = {key: length.steps(**size, whole=shortest) for key, length in lengths.items()}
+    return [
+        Problem(key, str(lengths[key]), f"takes {count} {of_stage}")
+        for key, count in steps.items()
+        if lengths[key].unit != "%" and count >= shortest
+    ]
 
 
 def _share(length: Budget, budget: Budget) -> float:

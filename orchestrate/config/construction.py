@@ -4,6 +4,7 @@ import copy
 import json
 from collections.abc import Callable
 from functools import cache, partial
+from pathlib import Path
 from typing import Any
 
 from orchestrate.config.load import Problem
@@ -25,18 +26,56 @@ def construction_problems(config: RunConfig) -> list[Problem]:
     backbone, method = config.backbone, config.method
     views = recipe(config.views.name, config.views.size).views
     sides = tuple(sorted({max(1, round(config.views.size * view.size_factor)) for view in views}))
-    if refusal := _backbone_refusal(backbone.name, backbone.stem, sides):
+    if refusal := _backbone_refusal(backbone.name, backbone.stem, backbone.window, sides):
         key, reason = refusal
         return [Problem(("backbone", key), getattr(backbone, key), reason)]
     if problems := _recompute_problems(config):
         return problems
-    if reason := _method_refusal(backbone.name, backbone.stem, method.name, json.dumps(method.params, sort_keys=True)):
+    network = (backbone.name, backbone.stem, backbone.window)
+    if reason := _method_refusal(*network, method.name, json.dumps(method.params, sort_keys=True)):
         return [Problem(("method",), method.name, f"cannot be built on {backbone.name}: {reason}")]
-    if problems := _sharding_problems(config):
+    if problems := [*_sharding_problems(config), *_stage_problems(config)]:
         return problems
-    if reason := _batch_refusal(config, num_views=len(views)):
+    if reason := batch_refusal(config, num_ranks=1):
         return [Problem(("method",), method.name, reason)]
-    return []
+    return _pretrained_problems(config)
+
+
+def batch_refusal(config: RunConfig, *, num_ranks: int) -> str:
+    """Say why the method of a config cannot take its batches on so many ranks; empty if it can."""
+    sizes: dict[str, int] = {"global_batch": config.train.global_batch, "num_ranks": num_ranks}
+    return _refusal(lambda: _method_of(config).check_batches(num_views=_num_views(config), **sizes))
+
+
+def batch_advice(config: RunConfig, *, num_ranks: int) -> tuple[str, ...]:
+    """Return what the method of a config says of its batches on so many ranks; nothing if it cannot be built here."""
+    said: list[str] = []
+    sizes: dict[str, int] = {"global_batch": config.train.global_batch, "num_ranks": num_ranks}
+    _refusal(lambda: said.extend(_method_of(config).advice(**sizes)))
+    return tuple(said)
+
+
+def _pretrained_problems(config: RunConfig) -> list[Problem]:
+    """Refuse weights to begin with that are on this machine by their name, and are not there."""
+    named: dict[str, str] = {}
+    _refusal(lambda: named.update(_method_of(config).pretrained()))
+    fix = "write the path or URL of a file of weights; paths are from the folder of the command"
+    return [
+        Problem(("method", knob), path, f"no such file; {fix}" if path else fix)
+        for knob, path in named.items()
+        if not path or not _is_somewhere(path)
+    ]
+
+
+def _is_somewhere(path: str) -> bool:
+    """Tell whether a file is here, or at a place that is not looked at."""
+    return ("://" in path and not path.startswith("file://")) or Path(path.removeprefix("file://")).is_file()
+
+
+def _num_views(config: RunConfig) -> int:
+    from ssl_methods.views import recipe
+
+    return len(recipe(config.views.name, config.views.size).views)
 
 
 def _recompute_problems(config: RunConfig) -> list[Problem]:
@@ -47,7 +86,7 @@ def _recompute_problems(config: RunConfig) -> list[Problem]:
     if system.micro_batch == "all" and not system.activation_checkpointing:
         return []
     problems = []
-    backbone = _backbone(network, config.backbone.stem)
+    backbone = _backbone(network, config.backbone.stem, config.backbone.window)
     norm = batch_coupling(backbone)
     if system.micro_batch != "all" and norm:
         reason = f"{network}: {norm} sees the whole batch, so micro-batches would change the loss"
@@ -60,24 +99,24 @@ def _recompute_problems(config: RunConfig) -> list[Problem]:
 
 
 @cache
-def _backbone_refusal(name: str, stem: Any, sides: tuple[int, ...]) -> tuple[str, str] | None:
+def _backbone_refusal(name: str, stem: Any, window: int, sides: tuple[int, ...]) -> tuple[str, str] | None:
     """Return the key of the backbone's section that is wrong and why."""
     from ssl_methods.backbones import build
 
     # Our own networks are small, and random numbers on the meta device cost an import of a second.
     device = "cpu" if name in build.names() else "meta"
-    if reason := _refusal(partial(_backbone, name, stem), device):
-        return "name" if stem == "default" else "stem", reason
+    if reason := _refusal(partial(_backbone, name, stem, window), device):
+        return "window" if window and "window" in reason else "stem" if stem != "default" else "name", reason
     for side in sides:
-        if reason := _refusal(partial(_forward, name, stem, side), device):
+        if reason := _refusal(partial(_forward, name, stem, window, side), device):
             advice = "write another `views.size`, or another backbone"
             return "name", f"cannot take views of {side} pixels: {reason}; {advice}"
     return None
 
 
 @cache
-def _method_refusal(backbone: str, stem: Any, name: str, params: str) -> str:
-    return _refusal(partial(_method, backbone, stem, name, params))
+def _method_refusal(backbone: str, stem: Any, window: int, name: str, params: str) -> str:
+    return _refusal(partial(_method, backbone, stem, window, name, params))
 
 
 def _sharding_problems(config: RunConfig) -> list[Problem]:
@@ -89,6 +128,20 @@ def _sharding_problems(config: RunConfig) -> list[Problem]:
     return [Problem(("system", "zero_stage"), 3, reason) for reason in found if reason]
 
 
+def _stage_problems(config: RunConfig) -> list[Problem]:
+    """Refuse another number of stages than the method's training has."""
+    found: list[int] = []
+    _refusal(lambda: found.append(_method_of(config).num_stages))
+    starts = config.train.stages.starts
+    wanted = [each - 1 for each in found if each - 1 != len(starts)]
+    if not wanted:
+        return []
+    fix = f"write {wanted[0]} in all, as in `starts: [50%]`" if wanted[0] else "leave `train.stages` out"
+    stages = "1 stage" if found[0] == 1 else f"{found[0]} stages, of which the first begins by itself"
+    reason = f"{config.method.name} trains in {stages}; {fix}"
+    return [Problem(("train", "stages", "starts"), ", ".join(map(str, starts)) or "none", reason)]
+
+
 def own_parameter_problem(method: Any) -> str:
     """Say why ZeRO 3 cannot train a method that holds a parameter itself; empty if it holds none."""
     own = [name for name, _ in method.named_parameters(recurse=False)]
@@ -98,34 +151,30 @@ def own_parameter_problem(method: Any) -> str:
     return f"{reason}; put it into a submodule, or write `zero_stage: 2`"
 
 
-def _batch_refusal(config: RunConfig, *, num_views: int) -> str:
-    batch = config.train.global_batch
-    return _refusal(lambda: _method_of(config).check_batches(num_views=num_views, global_batch=batch))
-
-
 def _method_of(config: RunConfig) -> Any:
     backbone, method = config.backbone, config.method
-    return _method(backbone.name, backbone.stem, method.name, json.dumps(method.params, sort_keys=True))
+    network = (backbone.name, backbone.stem, backbone.window)
+    return _method(*network, method.name, json.dumps(method.params, sort_keys=True))
 
 
 @cache
-def _method(backbone: str, stem: Any, name: str, params: str) -> Any:
+def _method(backbone: str, stem: Any, window: int, name: str, params: str) -> Any:
     plugin: Any = plugins.load(METHODS, name)
     # A method may change its backbone, as by replacing batch norms.
-    return plugin(copy.deepcopy(_backbone(backbone, stem)), **json.loads(params))
+    return plugin(copy.deepcopy(_backbone(backbone, stem, window)), **json.loads(params))
 
 
 @cache
-def _backbone(name: str, stem: Any) -> Any:
+def _backbone(name: str, stem: Any, window: int) -> Any:
     from ssl_methods.backbones import build
 
-    return build.build(name, stem=stem).train()
+    return build.build(name, stem=stem, window=window).train()
 
 
-def _forward(name: str, stem: Any, side: int) -> None:
+def _forward(name: str, stem: Any, window: int, side: int) -> None:
     import torch
 
-    backbone = _backbone(name, stem)
+    backbone = _backbone(name, stem, window)
     features = backbone(torch.empty(2, 3, side, side))
     if tuple(features.shape) != (2, backbone.embed_dim):
         raise ValueError(f"makes features of shape {tuple(features.shape)} of 2 images, not (2, {backbone.embed_dim})")

@@ -66,5 +66,22 @@ class AdamWConfig(OptimConfig):
     decay_vectors: bool = False
 
 
-Optimizer = LarsConfig | SgdConfig | AdamWConfig
-OPTIMIZERS: dict[str, type[Optimizer]] = {"lars": LarsConfig, "sgd": SgdConfig, "adamw": AdamWConfig}
+class AdamConfig(OptimConfig):
+    """Adam, whose weight decay is a part of the gradient and so scaled with it; `decay_vectors` decays 1-D tensors too.
+
+    Source: Kingma and Ba 2014, arXiv:1412.6980; Loshchilov and Hutter 2017, arXiv:1711.05101, on how AdamW differs.
+    """
+
+    name: Literal["adam"]
+    beta1: Fraction = 0.9
+    beta2: Fraction = 0.999
+    decay_vectors: bool = False
+
+
+Optimizer = LarsConfig | SgdConfig | AdamWConfig | AdamConfig
+OPTIMIZERS: dict[str, type[Optimizer]] = {
+    "lars": LarsConfig,
+    "sgd": SgdConfig,
+    "adamw": AdamWConfig,
+    "adam": AdamConfig,
+}

@@ -31,23 +31,31 @@ from ssl_methods import plugins
 
 METHODS = "ssl_methods.methods"
 PROBES = "orchestrate.evaluation.probes"
-FORMAT = 3  # raise it when the meaning of a key changes: old fingerprints then stay with the old meaning
+FORMAT = 4  # raise it when the meaning of a key changes: old fingerprints then stay with the old meaning
 
 
 class DataConfig(Section):
-    """Datasets by URL. The digests name their contents and are filled in when a sweep is planned."""
+    """Datasets by URL. The digests name their contents and are filled in when a sweep is planned.
+
+    `train_samples` is for plans that are made where the training set cannot be read; 0 is not stated.
+    """
 
     train: Url
     val: Url
+    train_samples: Annotated[int, Field(ge=0)] = 0
     train_digest: str = ""
     val_digest: str = ""
 
 
 class BackboneConfig(Section):
-    """Network that maps images to features; `stem: small` suits images under 64 pixels."""
+    """Network that maps images to features; `stem: small` suits images under 64 pixels.
+
+    `window` is the side of the windows of attention in tokens, for networks that have them; 0 is as the name says.
+    """
 
     name: str
     stem: Literal["default", "small"] = "default"
+    window: Annotated[int, Field(ge=0, le=64)] = 0
 
 
 def _function_or_nothing(path: str) -> str:
@@ -87,7 +95,8 @@ class RunConfig(Section):
     def identity(self) -> dict[str, Any]:
         """Return everything that changes the numbers: digests instead of URLs, nothing of `system`."""
         values = self.model_dump(mode="json")
-        del values["system"], values["data"]["train"], values["data"]["val"]
+        del values["system"]
+        values["data"] = {key: values["data"][key] for key in ("train_digest", "val_digest")}
         return {"format": FORMAT, **values}
 
     def fingerprint(self) -> str:

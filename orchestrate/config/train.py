@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field
 
 from orchestrate.config.budget import Budget
-from orchestrate.config.fields import AllOrCount, Fraction, Length, Part, Parts, Positive, PositivePart
+from orchestrate.config.fields import AllOrCount, Fraction, Length, NonNegative, Part, Parts, Positive, PositivePart
 from orchestrate.config.section import Section
 
 
@@ -56,6 +56,21 @@ SCHEDULES: dict[str, type[ScheduleConfig]] = {
 }
 
 
+class StagesConfig(Section):
+    """When the second and later stages of a training begin, and what begins anew with them.
+
+    Attributes:
+        starts: one for each stage of the method but its first, as in `[50%]`.
+        optimizer: keep its momenta into the next stage, or drop them at its first step.
+        schedule: go on with one schedule over the whole budget, or span each stage anew by warm-up, learning rate and
+            weight decay; a part such as `10%` is then one of the stage.
+    """
+
+    starts: Parts = ()
+    optimizer: Literal["keep", "reset"] = "keep"
+    schedule: Literal["continue", "restart"] = "continue"
+
+
 class TrainConfig(Section):
     """How long, how large, how seeded. `warmup` may be a part of the budget, as in `10%`."""
 
@@ -63,6 +78,7 @@ class TrainConfig(Section):
     budget: Length
     warmup: Part = Budget(0, "ep")
     schedule: Annotated[ScheduleConfig, Field(discriminator="name")] = CosineConfig()
+    stages: StagesConfig = StagesConfig()
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
 
@@ -90,6 +106,7 @@ class SystemConfig(Section):
         cache_gb: that the folder may hold.
         max_damaged: share of the samples that may turn out damaged before the training stops with their list.
         hang_minutes: without a step for so long, a rank dumps its stacks and ends.
+        images_per_second: of a rank, by which a plan prices the trial while none like it has finished; 0 for unknown.
     """
 
     engine: Literal["deepspeed", "ddp"] = "deepspeed"
@@ -112,6 +129,7 @@ class SystemConfig(Section):
     deterministic: bool = True
     elastic: bool = False
     hang_minutes: Positive = 30.0
+    images_per_second: NonNegative = 0.0
 
 
 def _trial_or_nothing(trial: str) -> str:

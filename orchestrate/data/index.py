@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrate.data import storage
+from orchestrate.data.retry import PATIENCE, Patience
 from orchestrate.errors import DataError
 
 MANIFEST_NAME = "manifest.json"
@@ -86,8 +87,12 @@ class Manifest:
         return storage.join(url, shard.sidecar)
 
 
-def load_manifest(url: str) -> Manifest:
+def load_manifest(url: str, *, patience: Patience = PATIENCE) -> Manifest:
     """Read the manifest of a packed or indexed dataset; a damaged one is read again if it came from a store.
+
+    Args:
+        url: of the dataset.
+        patience: with a store that does not answer.
 
     Raises:
         DataError: missing, damaged, of a newer format, or without samples.
@@ -95,19 +100,19 @@ def load_manifest(url: str) -> Manifest:
     """
     for pause_seconds in _PAUSES_SECONDS if storage.local_path(url) is None else ():
         try:
-            return _check_samples(url, _parse(_read(url), storage.join(url, MANIFEST_NAME)))
+            return _check_samples(url, _parse(_read(url, patience), storage.join(url, MANIFEST_NAME)))
         except _DamagedError:
             time.sleep(pause_seconds)
-    return _check_samples(url, _parse(_read(url), storage.join(url, MANIFEST_NAME)))
+    return _check_samples(url, _parse(_read(url, patience), storage.join(url, MANIFEST_NAME)))
 
 
 class _DamagedError(DataError):
     """The text is not what was written."""
 
 
-def _read(url: str) -> bytes:
+def _read(url: str, patience: Patience) -> bytes:
     try:
-        return storage.read(storage.join(url, MANIFEST_NAME))
+        return storage.read(storage.join(url, MANIFEST_NAME), patience=patience)
     except (FileNotFoundError, NotADirectoryError):
         raise DataError(
             f"{url}: no {MANIFEST_NAME}; make it with `orchestrate data pack SOURCE {url}`, or with `orchestrate data "
@@ -144,13 +149,17 @@ def check_shards(url: str, manifest: Manifest) -> None:
                         f"run `orchestrate data pack` again, which rewrites damaged shards:{shown}{more}")  # fmt: skip
 
 
-def dataset_identity(url: str) -> tuple[str, int, tuple[str, ...]]:
+def dataset_identity(url: str, *, patience: Patience = PATIENCE) -> tuple[str, int, tuple[str, ...]]:
     """Say what a run depends on: digest, number of samples, names of the classes in the order of their labels.
+
+    Args:
+        url: of the dataset.
+        patience: with a store that does not answer.
 
     Raises:
         DataError: see `load_manifest`.
     """
-    manifest = load_manifest(url)
+    manifest = load_manifest(url, patience=patience)
     return manifest.digest, manifest.num_samples, manifest.classes
 
 

@@ -44,6 +44,9 @@ class Engine(Protocol):
     def load_optimizer_state(self, state: OptimizerState) -> None:
         """Take back what `optimizer_state` returned, after the weights were loaded; every rank must call it."""
 
+    def forget_optimizer_state(self) -> None:
+        """Let the optimizer begin afresh, as if no step had been taken; every rank must call it."""
+
     def whole(self) -> AbstractContextManager[None]:
         """Hold whole parameters inside; what rank 0 changes in them is kept. Every rank must enter it."""
 

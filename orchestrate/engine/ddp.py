@@ -61,6 +61,10 @@ class DdpEngine:
         """Take back what `optimizer_state` returned."""
         self._layout.load_optimizer_state(state)
 
+    def forget_optimizer_state(self) -> None:
+        """Let the optimizer begin afresh."""
+        self._layout.forget_optimizer_state()
+
     def whole(self) -> AbstractContextManager[None]:
         """Do nothing: parameters are whole."""
         return self._layout.whole()

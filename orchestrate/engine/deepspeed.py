@@ -122,6 +122,10 @@ class DeepSpeedEngine:
         """Take back what `optimizer_state` returned, at any stage and on any number of ranks."""
         self._layout.load_optimizer_state(state)
 
+    def forget_optimizer_state(self) -> None:
+        """Let the optimizer begin afresh."""
+        self._layout.forget_optimizer_state()
+
     def whole(self) -> AbstractContextManager[None]:
         """Hold whole parameters inside."""
         return self._layout.whole()

@@ -34,6 +34,7 @@ from orchestrate.engine.tensor_file import write_tensors
 from orchestrate.errors import CheckpointError, ConfigError, RunDirError
 from orchestrate.runs import RunDir, read_json, sync_folder, write_json
 from ssl_methods.backbone import Backbone
+from ssl_methods.packed import settle_zeros
 from ssl_methods.views import recipe as view_recipe
 
 NEWEST = "newest"
@@ -63,6 +64,7 @@ class Export:
         images: side in pixels, and mean and deviation that images are normalised with.
         max_abs_difference, max_relative_difference: of features there and here on random images.
         recipe: a line of Python that leaves the loaded network in `model`, run beside the file.
+        zeros: weights of binary convolutions that were exactly 0, and have a sign in a packed file.
     """
 
     trial: str
@@ -73,6 +75,7 @@ class Export:
     method: str
     backbone: str
     stem: str
+    window: int
     format: Format
     file: str
     sha256: str
@@ -83,10 +86,12 @@ class Export:
     max_relative_difference: float
     recipe: str
     versions: dict[str, str]
+    zeros: int = 0
 
     def text(self) -> str:
         """Tell it to a person."""
         report, images = self.report, self.images
+        zeros = f"\n  {self.zeros} binary weights that were 0 became positive, there and here" if self.zeros else ""
         classifier = f" (the classifier: {', '.join(report.missing)})" if report.missing else ""
         return (
             f"{self.file}: {self.backbone} of trial {self.trial} ({self.method}) after step {self.step}\n"
@@ -94,7 +99,7 @@ class Export:
             f"  features of {NUM_IMAGES} random images there and here: max abs difference"
             f" {self.max_abs_difference:.2g}, relative {self.max_relative_difference:.2g}\n"
             f"  images: {images['size']} px, mean {images['mean']}, std {images['std']}\n"
-            f"  load: {self.recipe}" + "".join(f"\n  skipped, as it is damaged: {each}" for each in self.skipped)
+            f"  load: {self.recipe}{zeros}" + "".join(f"\n  skipped, as it is damaged: {each}" for each in self.skipped)
         )
 
 
@@ -117,7 +122,8 @@ def export_encoder(run: RunDir, out: Path, *, form: Format, checkpoint: str = ""
     config = load_run(run.config_file)
     weights = find_weights(run, checkpoint)
     encoder = load_encoder(config, weights)
-    loading = plan_loading(encoder, form, name=config.backbone.name, stem=config.backbone.stem)
+    zeros = settle_zeros(encoder) if form == "packed" else 0
+    loading = plan_loading(encoder, form, **config.backbone.model_dump())
     sha256, differences = _write(encoder, loading, out, size=config.views.size)
     export = Export(
         trial=run.path.name,
@@ -133,6 +139,7 @@ def export_encoder(run: RunDir, out: Path, *, form: Format, checkpoint: str = ""
         max_relative_difference=differences[1],
         recipe=loading.recipe(out.name),
         versions=_versions(),
+        zeros=zeros,
         **_facts_of(config),
     )
     write_json(record_file, asdict(export))
@@ -254,6 +261,7 @@ def _facts_of(config: RunConfig) -> dict[str, Any]:
         "method": config.method.name,
         "backbone": config.backbone.name,
         "stem": config.backbone.stem,
+        "window": config.backbone.window,
         "images": {"size": views.size, "mean": views.mean, "std": views.std},
     }
 

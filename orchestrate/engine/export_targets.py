@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from orchestrate.errors import ConfigError
 from ssl_methods.backbone import Backbone
 from ssl_methods.backbones import build
+from ssl_methods.packed import pack, unpack
 
-Format = Literal["torchvision", "timm", "safetensors"]
+Format = Literal["torchvision", "timm", "safetensors", "packed"]
 FORMATS: tuple[Format, ...] = get_args(Format)
 NUM_IMAGES = 4
 _SHOWN_NAMES = 3
@@ -55,33 +56,37 @@ class Loading:
         tensors: the encoder's, with the library's names.
         statements: Python that makes the network, without its classifier, in `model`.
         report: the tensors against the network with its classifier.
+        packed: whether binary weights lie packed in the file.
     """
 
     tensors: Mapping[str, Tensor]
     statements: tuple[str, ...]
     report: LoadReport
+    packed: bool = False
 
     def recipe(self, file: str) -> str:
         """Return a line of Python that leaves the network in `model`, with the weights of a file, ready to be used."""
-        load = f"model.load_state_dict(load_file({file!r}), strict=True)"
+        read = f"unpack(load_file({file!r}))" if self.packed else f"load_file({file!r})"
+        load = f"model.load_state_dict({read}, strict=True)"
         return "; ".join(("from safetensors.torch import load_file", *self.statements, load, "model.eval()"))
 
 
-def plan_loading(encoder: Backbone, form: Format, *, name: str, stem: build.Stem) -> Loading:
+def plan_loading(encoder: Backbone, form: Format, *, name: str, stem: build.Stem, window: int = 0) -> Loading:
     """Find out how a library loads an encoder.
 
     Args:
         encoder: with its weights.
-        form: the library; `safetensors` stands for ours, which has a home for every backbone.
-        name, stem: of the encoder, in the config.
+        form: the library; `safetensors` stands for ours, which has a home for every backbone, and `packed` for ours
+            with a bit for each weight of a binary convolution (see `ssl_methods.packed`).
+        name, stem, window: of the encoder, in the config.
 
     Raises:
         ConfigError: it cannot; the message says which format can.
     """
-    loading = _plan(encoder, form, name, stem)
+    loading = _plan(encoder, form, name, stem, window)
     if isinstance(loading, Loading):
         return loading
-    fitting = [other for other in FORMATS if isinstance(_plan(encoder, other, name, stem), Loading)]
+    fitting = [other for other in FORMATS if isinstance(_plan(encoder, other, name, stem, window), Loading)]
     advice = f"use --format {' or '.join(fitting)}" if fitting else "no format fits, as the method changed the network"
     raise ConfigError(f"--format {form}: {loading}; {advice}")
 
@@ -110,11 +115,13 @@ def feature_difference(encoder: Backbone, model: nn.Module, *, size: int) -> tup
     return absolute, absolute / max(float(here.abs().max()), torch.finfo(here.dtype).tiny)
 
 
-def _plan(encoder: Backbone, form: Format, name: str, stem: build.Stem) -> Loading | str:
+def _plan(encoder: Backbone, form: Format, name: str, stem: build.Stem, window: int) -> Loading | str:
     """Plan how a library loads an encoder, or say why it cannot."""
+    if form == "packed":
+        return _plan_packed(encoder, name, stem)
     network = encoder if form == "safetensors" or not isinstance(encoder, build.Headless) else encoder.network
     tensors = {key: value.detach().cpu().contiguous() for key, value in network.state_dict().items()}
-    statements = _making(form, name, stem)
+    statements = _making(form, name, stem, window)
     if not statements:
         return f"{name} is no network of {form}"
     if stem == "small" and form != "safetensors":
@@ -129,10 +136,22 @@ def _plan(encoder: Backbone, form: Format, name: str, stem: build.Stem) -> Loadi
     return Loading(tensors, tuple(dict.fromkeys(statements)), report)
 
 
-def _making(form: Format, name: str, stem: build.Stem) -> tuple[str, ...]:
+def _plan_packed(encoder: Backbone, name: str, stem: build.Stem) -> Loading | str:
+    try:
+        tensors = pack(encoder)
+    except ValueError as error:
+        return str(error)
+    statements = ("from ssl_methods.packed import unpack", *_making("safetensors", name, stem))
+    report = _compare(unpack(tensors), run_recipe("; ".join(statements)))
+    if not report.fits:
+        return f"the weights of {name} do not fit its namesake there: {_misfit(report)}"
+    return Loading(tensors, statements, report, packed=True)
+
+
+def _making(form: Format, name: str, stem: build.Stem, window: int = 0) -> tuple[str, ...]:
     """Return the statements that make a library's own network in `model`; none if it has none of that name."""
     if form == "safetensors":
-        options = "" if stem == "default" else f", stem={stem!r}"
+        options = ("" if stem == "default" else f", stem={stem!r}") + (f", window={window}" if window else "")
         return ("from ssl_methods.backbones.build import build", f"model = build({name!r}{options})")
     if name in build.names():
         return ()
@@ -145,7 +164,8 @@ def _making(form: Format, name: str, stem: build.Stem) -> tuple[str, ...]:
     import timm
 
     known = timm.is_model(name)
-    return ("import timm", f"model = timm.create_model({name!r}, num_classes=0)") if known else ()
+    options = f", window_size={window}" if window else ""
+    return ("import timm", f"model = timm.create_model({name!r}, num_classes=0{options})") if known else ()
 
 
 def _compare(tensors: Mapping[str, Tensor], model: nn.Module) -> LoadReport:

@@ -33,6 +33,9 @@ class Layout(Protocol):
     def load_optimizer_state(self, state: OptimizerState) -> None:
         """Take copies of what `optimizer_state` returned, after the weights were loaded."""
 
+    def forget_optimizer_state(self) -> None:
+        """Let the optimizer begin afresh, as if no step had been taken."""
+
     def whole(self) -> AbstractContextManager[None]:
         """Hold whole parameters inside."""
 
@@ -77,6 +80,10 @@ class WholeLayout:
                     key: value.clone() if value.ndim == 0 else value.to(parameter.device, copy=True)
                     for key, value in state[name].items()
                 }
+
+    def forget_optimizer_state(self) -> None:
+        """Let the optimizer begin afresh."""
+        self._optimizer.state.clear()
 
     def whole(self) -> AbstractContextManager[None]:
         """Do nothing: parameters are whole."""

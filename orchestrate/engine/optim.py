@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from orchestrate.config.optim import AdamWConfig, LarsConfig, OptimConfig, SgdConfig
+from orchestrate.config.optim import AdamConfig, AdamWConfig, LarsConfig, OptimConfig, SgdConfig
 
 
 class Lars(Optimizer):
@@ -100,8 +100,9 @@ def build_optimizer(
         return Lars(groups, lr=0.0, momentum=config.momentum, lr_in_buffer=config.variant == "triplet")
     if isinstance(config, SgdConfig):
         return torch.optim.SGD(groups, momentum=config.momentum)
-    assert isinstance(config, AdamWConfig)
-    return torch.optim.AdamW(groups, betas=(config.beta1, config.beta2))
+    assert isinstance(config, (AdamWConfig, AdamConfig))
+    kind = torch.optim.AdamW if isinstance(config, AdamWConfig) else torch.optim.Adam
+    return kind(groups, betas=(config.beta1, config.beta2))
 
 
 def set_rates(optimizer: Any, *, lr_factor: float, weight_decay: float, frozen: bool) -> float:

@@ -1,6 +1,7 @@
 """Schedules: pure functions of the step, so that a resumed run only needs the step."""
 
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from typing import Any, Protocol
 
 from orchestrate.config.run import RunConfig
@@ -77,7 +78,7 @@ class LearningRate:
     """Linear warm-up from 0 to 1, then a shape.
 
     Attributes:
-        total_steps: optimizer steps of the whole budget.
+        total_steps: optimizer steps of the whole budget, or of a stage that has its own.
         warmup_steps: steps before the peak; fewer than `total_steps`.
         shape: what follows.
 
@@ -96,33 +97,49 @@ class LearningRate:
 
 
 @dataclass(frozen=True)
+class Stages:
+    """Where a training turns to its second and later stages.
+
+    Attributes:
+        starts: 0-based first steps of these stages, ascending.
+        resets_optimizer: whether the optimizer forgets everything at each of them.
+    """
+
+    starts: tuple[int, ...] = ()
+    resets_optimizer: bool = False
+
+    def at(self, step: int) -> int:
+        """Return the stage of a step, from 0."""
+        return sum(step >= start for start in self.starts)
+
+    def forgets(self, step: int) -> bool:
+        """Return whether the optimizer begins afresh with a step, whatever came before it."""
+        return self.resets_optimizer and step in self.starts
+
+
+@dataclass(frozen=True)
 class Schedules:
     """Everything about the optimizer that depends on the step, which is 0-based throughout.
 
     Attributes:
-        rate: of all learning rates.
-        initial_weight_decay, final_weight_decay: ends of a cosine over the budget.
-        freeze_steps: steps during which the last layer stays still.
+        rate: of all learning rates; of the first stage only, if there are restarts.
+        initial_weight_decay, final_weight_decay: ends of a cosine over what the rate spans.
+        freeze_steps: steps from the very first during which the last layer stays still.
+        stages: of the training.
+        restarts: what the later stages have instead of `rate`, if each has its own.
     """
 
     rate: LearningRate
     initial_weight_decay: float
     final_weight_decay: float
     freeze_steps: int = 0
-
-    @property
-    def total_steps(self) -> int:
-        """Optimizer steps of the whole budget."""
-        return self.rate.total_steps
-
-    @property
-    def warmup_steps(self) -> int:
-        """Steps before the peak."""
-        return self.rate.warmup_steps
+    stages: Stages = Stages()
+    restarts: tuple[LearningRate, ...] = ()
 
     def lr_factor(self, step: int) -> float:
         """Return what every group's peak learning rate is multiplied by."""
-        return self.rate.factor(step)
+        rate, step = self._span(step)
+        return rate.factor(step)
 
     def weight_decay(self, step: int) -> float:
         """Return the weight decay of the groups that decay.
@@ -131,7 +148,13 @@ class Schedules:
         """
         if self.initial_weight_decay == self.final_weight_decay:
             return self.initial_weight_decay
-        return cosine(self.initial_weight_decay, self.final_weight_decay, progress=step / max(1, self.total_steps))
+        rate, step = self._span(step)
+        return cosine(self.initial_weight_decay, self.final_weight_decay, progress=step / max(1, rate.total_steps))
+
+    def _span(self, step: int) -> tuple[LearningRate, int]:
+        """Return the rate that holds at a step, and the step counted from where that rate begins."""
+        stage = self.stages.at(step) if self.restarts else 0
+        return (self.restarts[stage - 1], step - self.stages.starts[stage - 1]) if stage else (self.rate, step)
 
     def frozen(self, step: int) -> bool:
         """Return whether the last layer stays still."""
@@ -139,15 +162,24 @@ class Schedules:
 
     def as_facts(self) -> dict[str, Any]:
         """Return plain values that tell these schedules from others."""
-        shape = {"name": type(self.rate.shape).__name__.lower(), **asdict(self.rate)["shape"]}
         return {
-            "total_steps": self.total_steps,
-            "warmup_steps": self.warmup_steps,
+            **_facts_of(self.rate),
             "freeze_steps": self.freeze_steps,
-            "shape": {key: list(value) if isinstance(value, tuple) else value for key, value in shape.items()},
             "initial_weight_decay": self.initial_weight_decay,
             "final_weight_decay": self.final_weight_decay,
+            "stage_starts": list(self.stages.starts),
+            "resets_optimizer": self.stages.resets_optimizer,
+            "restarts": [_facts_of(rate) for rate in self.restarts],
         }
+
+
+def _facts_of(rate: LearningRate) -> dict[str, Any]:
+    shape = {"name": type(rate.shape).__name__.lower(), **asdict(rate)["shape"]}
+    return {
+        "total_steps": rate.total_steps,
+        "warmup_steps": rate.warmup_steps,
+        "shape": {key: list(value) if isinstance(value, tuple) else value for key, value in shape.items()},
+    }
 
 
 def schedules_of(config: RunConfig, num_samples: int) -> Schedules:
@@ -155,19 +187,29 @@ def schedules_of(config: RunConfig, num_samples: int) -> Schedules:
     train, optim = config.train, config.optim
     size = {"num_samples": num_samples, "global_batch": train.global_batch}
     total = train.budget.steps(**size)
-    warmup = min(train.warmup.steps(**size, whole=total), total - 1)
+    starts = tuple(start.steps(**size, whole=total) for start in train.stages.starts)
+    ends = (*starts, total) if train.stages.schedule == "restart" else (total,)
+    first, *later = (_rate_of(train, num_samples, end - begin) for begin, end in pairwise((0, *ends)))
     final = optim.weight_decay if optim.final_weight_decay == "same" else optim.final_weight_decay
     return Schedules(
-        LearningRate(total, warmup, _shape_of(train, num_samples, total)),
+        first,
         optim.weight_decay,
         final,
         optim.freeze_last_layer.steps(**size, whole=total),
+        Stages(starts, train.stages.optimizer == "reset"),
+        tuple(later),
     )
 
 
-def _shape_of(train: TrainConfig, num_samples: int, total: int) -> Shape:
+def _rate_of(train: TrainConfig, num_samples: int, span: int) -> LearningRate:
+    """Resolve the schedule of a config over a number of steps."""
+    warmup = train.warmup.steps(num_samples=num_samples, global_batch=train.global_batch, whole=span)
+    return LearningRate(span, min(warmup, span - 1), _shape_of(train, num_samples, span))
+
+
+def _shape_of(train: TrainConfig, num_samples: int, span: int) -> Shape:
     schedule: ScheduleConfig = train.schedule
-    size = {"num_samples": num_samples, "global_batch": train.global_batch, "whole": total}
+    size = {"num_samples": num_samples, "global_batch": train.global_batch, "whole": span}
     match schedule:
         case CosineConfig():
             return Cosine(schedule.final_fraction)

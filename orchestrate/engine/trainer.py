@@ -1,9 +1,9 @@
 """The training loop.
 
-go on from the newest whole checkpoint, or begin
+go on from the newest whole checkpoint, or begin  afresh: with the weights of others, if the method wants some
 for each step of the budget:
 take the step's part of the global batch        data wait
-method.before_step; set learning rates          pure functions of the step: momenta, temperatures, weight decay
+method.before_step; set learning rates          pure functions of the step: momenta, temperatures, weight decay, stage
 forward: the loss over all ranks
 agree with the other ranks                      is all finite? did anybody ask to stop? was the last save written?
 update; method.after_step                       gradients averaged, clipped; twins and centres move
@@ -26,6 +26,7 @@ from orchestrate.data.stream import Batch, TrainStream
 from orchestrate.engine.base import Engine
 from orchestrate.engine.checkpoint import CheckpointStore, Position
 from orchestrate.engine.memory import peak_memory_gb
+from orchestrate.engine.methods import load_pretrained
 from orchestrate.engine.metrics import EventLog, MetricsLog, ProgressLine, Throughput
 from orchestrate.engine.optim import set_rates
 from orchestrate.engine.quarantine import Quarantine
@@ -140,6 +141,8 @@ class Trainer:
         parent = self._config.continues.trial
         self._stop.nothing_to_save = True  # a request to stop need not wait for a download
         position = self._checkpoints.load_newest(self._engine, self._fingerprint, parent=parent)
+        if position is None:
+            load_pretrained(self._engine, self._ranks, self._say)
         start = position.step if position else 0
         if start:
             self._say(f"resumed after step {start} of {total}")
@@ -219,6 +222,8 @@ class Trainer:
             batch = next(stream)
         waited = time.perf_counter() - began
         self._engine.method.before_step(self._progress(step - 1))
+        if self._schedules.stages.forgets(step - 1):  # also of what a checkpoint of the step before had kept
+            self._engine.forget_optimizer_state()
         lr = self._set_rates(step - 1)
         output = self._forward(batch)
         means, stop = self._agree(output, batch, step, stream.new_retries())
@@ -237,7 +242,8 @@ class Trainer:
 
     def _progress(self, step: int) -> Progress:
         lengths = self._lengths
-        return Progress(step, lengths.total_steps, lengths.num_samples / self._config.train.global_batch)
+        steps_per_epoch = lengths.num_samples / self._config.train.global_batch
+        return Progress(step, lengths.total_steps, steps_per_epoch, self._schedules.stages.at(step))
 
     def _set_rates(self, step: int) -> float:
         return set_rates(

@@ -96,6 +96,16 @@ class PartitionedLayout:
             for key, flat in flats.items()
         }
 
+    def forget_optimizer_state(self) -> None:
+        """Let the optimizer begin afresh, and free what it had kept."""
+        self._zero.optimizer.state.clear()
+        # DeepSpeed keeps views of the state by parameter, taken at the first step: without this they would hold the
+        # old state in memory for ever.
+        for parameter in self._names:
+            if (mapping := getattr(parameter, "_hp_mapping", None)) is not None:
+                mapping.optim_fragment = None
+        self._zero._hp_optimizer_states_linked = False
+
     def _places(self, index: int) -> list[tuple[str, nn.Parameter, int]]:
         """Say where each parameter of a group begins in the flat vector."""
         zero = self._zero

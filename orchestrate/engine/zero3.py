@@ -75,6 +75,10 @@ class ScatteredLayout:
         for index, flat in enumerate(self._zero.fp32_partitioned_groups_flat):
             self._zero.optimizer.state[flat] = self._part_of(state, index, flat)
 
+    def forget_optimizer_state(self) -> None:
+        """Let the optimizer begin afresh."""
+        self._zero.optimizer.state.clear()
+
     def _part_of(self, state: OptimizerState, index: int, flat: Tensor) -> dict[str, Tensor]:
         part: dict[str, Tensor] = {}
         for name, parameter, offset in self._places(index):

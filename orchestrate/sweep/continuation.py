@@ -107,6 +107,7 @@ def _child(trial: TrialEntry, length: Budget, runs: Path, seen: Observed) -> Tri
         raise RunDirError(f"{trial.label}: {found}; {advice}")
     total = _longer_total(trial, length, step, num_samples=int(manifest["order"]["num_samples"]))
     config = _config_of_child(trial, length, step)
+    _check_stage(trial, config, step, num_samples=int(manifest["order"]["num_samples"]))
     assignment = {**trial.assignment, "train.budget": str(length)}
     return TrialEntry(config.fingerprint(), assignment, config.model_dump(mode="json"), total)
 
@@ -125,6 +126,20 @@ def _longer_total(trial: TrialEntry, length: Budget, step: int, *, num_samples: 
     if problem:
         raise RunDirError(f"{trial.label}: --budget {length} is {total:,} steps, {problem}; write a longer one")
     return total
+
+
+def _check_stage(trial: TrialEntry, child: RunConfig, step: int, *, num_samples: int) -> None:
+    """Refuse a child that would go back to an earlier stage, as parts of a longer budget begin later."""
+    size = {"num_samples": num_samples, "global_batch": child.train.global_batch}
+    totals = (trial.total_steps, child.train.budget.steps(**size))
+    starts = [[start.steps(**size, whole=total) for start in child.train.stages.starts] for total in totals]
+    for number, (old, new) in enumerate(zip(*starts, strict=True), start=2):
+        if old < step < new:  # where both meet, a checkpoint holds nothing of the later stage yet
+            fix = f"train it afresh with a budget of {child.train.budget}"
+            found = f"stage {number} began at step {old:,}; of the longer training it would begin at {new:,}"
+            raise RunDirError(
+                f"{trial.label}: {found}, and {step:,} are done; {fix}, or write train.stages.starts in ep next time"
+            )
 
 
 def _config_of_child(trial: TrialEntry, length: Budget, step: int) -> RunConfig:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
+from types import MappingProxyType
 from typing import Any
 
 from rich.console import Group, RenderableType
@@ -14,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from orchestrate.launchers.base import Launcher, LaunchPlan, RunSpec
+from orchestrate.sweep.batches import advice
 from orchestrate.sweep.code import code_of, plan_freeze
 from orchestrate.sweep.continuation import first_step
 from orchestrate.sweep.observe import done_record, run_dir_of
@@ -44,20 +46,44 @@ def forecast(record: SweepRecord, runs: Path, observed: Mapping[str, Observed]) 
     """Price what is left of a sweep.
 
     A trial costs its remaining images times the median rank-seconds per image of the finished trials that have its
-    method, backbone and image size, or of all finished ones if there are none.
+    method, backbone and image size. Where there are none, it costs what its `system.images_per_second` says, else the
+    median of all finished ones.
     """
     prices = _prices(record, runs)
     left = [trial for trial in record.trials if not assess(observed[trial.id]).state.final]
     begun = {trial.id: _step_reached(trial, observed[trial.id]) for trial in left}
     steps = {trial.id: max(0, trial.total_steps - begun[trial.id]) for trial in left}
     images = {trial.id: steps[trial.id] * int(trial.config["train"]["global_batch"]) for trial in left}
-    hours, basis = None, "no finished trial to price from"
-    if prices:
-        everything = median(price for of_kind in prices.values() for price in of_kind)
-        each = {trial.id: median(prices.get(_kind(trial.config), [everything])) for trial in left}
-        hours = sum(images[trial.id] * each[trial.id] for trial in left) / 3600
-        basis = f"measured on {counted(sum(len(of_kind) for of_kind in prices.values()), 'finished trial')}"
-    return Forecast(len(left), sum(steps.values()), sum(images.values()), hours, basis)
+    each = {trial.id: _price_of(trial, prices) for trial in left}
+    known = [price for price in each.values() if price is not None]
+    hours = None
+    if len(known) == len(left) and (left or prices):
+        hours = sum(images[key] * price for key, price in each.items() if price is not None) / 3600
+    return Forecast(len(left), sum(steps.values()), sum(images.values()), hours, _basis(left, prices, len(known)))
+
+
+def _price_of(trial: TrialEntry, prices: Mapping[tuple[Any, ...], list[float]]) -> float | None:
+    """Return the rank-seconds that an image of a trial costs; None if nothing is known."""
+    if measured := prices.get(_kind(trial.config)):
+        return median(measured)
+    if stated := trial.config["system"].get("images_per_second"):
+        return 1 / float(stated)
+    return median(price for of_kind in prices.values() for price in of_kind) if prices else None
+
+
+def _basis(left: Sequence[TrialEntry], prices: Mapping[tuple[Any, ...], list[float]], num_known: int) -> str:
+    """Say in words what prices were made of."""
+    num_finished = sum(map(len, prices.values()))
+    num_stated = sum(
+        bool(trial.config["system"].get("images_per_second")) for trial in left if _kind(trial.config) not in prices
+    )
+    if num_known < len(left):
+        others = f", and {num_stated} of {len(left)} state system.images_per_second" if num_stated else ""
+        return f"no finished trial to price from{others}"
+    if not num_stated:
+        return f"measured on {counted(num_finished, 'finished trial')}" if prices else "no finished trial to price from"
+    stated = f"by the images_per_second that {counted(num_stated, 'trial')} state{'s' * (num_stated == 1)}"
+    return f"{stated}, the others measured" if num_stated < len(left) else stated
 
 
 def _step_reached(trial: TrialEntry, seen: Observed) -> int:
@@ -112,7 +138,7 @@ class Outlook:
         launch: how the next trial would be started.
         verdict: what the scheduler would say to that; empty where there is none.
         problems: for which the sweep could not be started now.
-        warnings: what would make it slow.
+        warnings: what would make it slow, or was not looked at.
     """
 
     record: SweepRecord
@@ -125,14 +151,34 @@ class Outlook:
 
 
 def look_ahead(
-    record: SweepRecord, runs: Path, observed: Mapping[str, Observed], launcher: Launcher, problems: Sequence[str]
+    record: SweepRecord,
+    runs: Path,
+    observed: Mapping[str, Observed],
+    launcher: Launcher,
+    problems: Sequence[str],
+    *,
+    unseen: Mapping[str, str] = MappingProxyType({}),
 ) -> Outlook:
-    """Work out what a sweep would do."""
+    """Work out what a sweep would do, without the datasets that are `unseen` for some reason."""
     left = forecast(record, runs, observed)
-    warnings = launcher.warnings(parallel=min(record.parallel, left.trials)) if left.trials else ()
+    warnings: tuple[str, ...] = ()
+    if left.trials:
+        due = [trial for trial in record.trials if not assess(observed[trial.id]).state.final]
+        warnings = (*launcher.warnings(parallel=min(record.parallel, left.trials)), *advice(record, due))
     launch = _launch_plan(record, runs, observed, launcher)
     verdict = launcher.judge(launch) if launch else ""
-    return Outlook(record, observed, left, launch, verdict, problems, warnings)
+    return Outlook(record, observed, left, launch, verdict, problems, (*_unseen_notes(record, unseen), *warnings))
+
+
+def _unseen_notes(record: SweepRecord, unseen: Mapping[str, str]) -> tuple[str, ...]:
+    notes = [f"{url}: not looked at: {reason}" for url, reason in unseen.items()]
+    if any(str(digest).startswith("unseen ") for trial in record.trials for digest in _digests(trial)):
+        notes.append("ids of trials are others where the datasets can be read, as they cover the datasets' digests")
+    return tuple(notes)
+
+
+def _digests(trial: TrialEntry) -> tuple[str, str]:
+    return trial.config["data"]["train_digest"], trial.config["data"]["val_digest"]
 
 
 def plan_json(outlook: Outlook) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from orchestrate.config.load import suggestion
 from orchestrate.config.run import METHODS, PROBES, load_run
 from orchestrate.errors import ConfigError, DataError, RunDirError
 from orchestrate.launchers.base import Launcher
+from orchestrate.sweep.batches import batch_problems
 from orchestrate.sweep.continuation import missing_beginning, origin_of, parent_of
 from orchestrate.sweep.observe import done_record, run_dir_of
 from orchestrate.sweep.record import SweepRecord, TrialEntry, counted
@@ -50,7 +51,7 @@ def find_problems(
         *_objective_problems(record),
         *(launcher.problems() if open_trials else ()),
         *(_limit_problems(record) if open_trials else ()),
-        *_batch_problems(record, open_trials),
+        *batch_problems(record, open_trials),
         *_run_dir_problems(runs, open_trials),
         *filter(None, (missing_beginning(runs, trial) for trial in open_trials)),
         *_rank_problems(record, runs, open_trials),
@@ -115,17 +116,6 @@ def _limit_problems(record: SweepRecord) -> Iterator[str]:
         if resources is not None and allowed and resources.ranks > allowed:
             job = f"{section} gives a job {counted(resources.ranks, 'rank')}"
             yield f"cluster: limits.ranks: {allowed}: {job}; raise the limit, or lower {section}.nodes"
-
-
-def _batch_problems(record: SweepRecord, trials: Iterable[TrialEntry]) -> Iterator[str]:
-    ranks = record.ranks
-    for batch in sorted({int(trial.config["train"]["global_batch"]) for trial in trials}):
-        if batch % ranks:
-            fits = ", ".join(str(number) for number in (batch - batch % ranks, batch + ranks - batch % ranks) if number)
-            yield (
-                f"{record.file}: train.global_batch: {batch}: does not divide by the {ranks} ranks of the cluster; "
-                f"write {fits}, or change resources.ranks_per_node"
-            )
 
 
 def _rank_problems(record: SweepRecord, runs: Path, trials: Iterable[TrialEntry]) -> Iterator[str]:

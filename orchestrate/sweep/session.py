@@ -12,6 +12,7 @@ from typing import Protocol
 from orchestrate.launchers.base import Launcher
 from orchestrate.store import Store, open_store, store_path
 from orchestrate.sweep.adopt import adopt
+from orchestrate.sweep.batches import advice
 from orchestrate.sweep.controller import Controller, Pass, summary, unfinished
 from orchestrate.sweep.interventions import Forgive, forgive_machine_faults
 from orchestrate.sweep.lease import lease
@@ -136,11 +137,11 @@ class Session:
 
     def _announce(self, record: SweepRecord) -> None:
         """Say what is about to be trained, and what will make it slow; nothing if all is done."""
-        num_open = sum(not _finished_at(self.runs, trial) for trial in record.trials)
-        if num_open:
+        due = [trial for trial in record.trials if not _finished_at(self.runs, trial)]
+        if due:
             size = counted(len(record.trials), "trial")
             self.display.line(f"{record.name}: {size}, {record.parallel} at once, in {self.runs}")
-            for warning in self.launcher.warnings(parallel=min(record.parallel, num_open)):
+            for warning in (*self.launcher.warnings(parallel=min(record.parallel, len(due))), *advice(record, due)):
                 self.display.line(f"warning: {warning}")
 
     def _keep(self, record: SweepRecord) -> tuple[SweepRecord, bool]:

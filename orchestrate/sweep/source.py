@@ -16,8 +16,10 @@ from orchestrate.config.run import run_of
 from orchestrate.errors import ConfigError
 from orchestrate.sweep.config import STRATEGIES, SweepConfig, sweep_of
 from orchestrate.sweep.record import counted
-from orchestrate.sweep.space import DatasetIdentity, Trial, expand
+from orchestrate.sweep.space import DatasetIdentity, Trial, Unseen, expand
 from ssl_methods import plugins
+
+_UNSEEN = "# its data was not looked at; `orchestrate plan` does that"
 
 
 @dataclass(frozen=True)
@@ -29,13 +31,20 @@ class Source:
     trials: tuple[Trial, ...]
 
 
-def load_source(path: Path, kind: Literal["sweep", "run"], *, identity: DatasetIdentity | None = None) -> Source:
+def load_source(
+    path: Path,
+    kind: Literal["sweep", "run"],
+    *,
+    identity: DatasetIdentity | None = None,
+    unseen: Unseen | None = None,
+) -> Source:
     """Read a sweep file and expand it, or a run file as a sweep of one.
 
     Args:
         path: of the file.
         kind: what the file must be.
         identity: looks a dataset up by its URL; without it the trials have no ids.
+        unseen: gets the datasets that cannot be read from here, of which the file states the size; see `space.pin`.
 
     Raises:
         ConfigError: every problem of the file and of every trial, a line each.
@@ -51,7 +60,7 @@ def load_source(path: Path, kind: Literal["sweep", "run"], *, identity: DatasetI
         points = plugins.load(STRATEGIES, strategy.name)(**strategy.params).ask(sweep.space)
     except ValueError as error:
         raise ConfigError(f"{path}:{document.line(('space',))}: {error}") from error
-    return Source(sweep, document, expand(sweep, document, points, identity=identity))
+    return Source(sweep, document, expand(sweep, document, points, identity=identity, unseen=unseen))
 
 
 def _as_sweep(document: Document) -> Document:
@@ -94,11 +103,13 @@ def _assignment_text(assignment: Mapping[str, Any]) -> str:
 def resolved_text(path: Path, kind: Kind, values: Mapping[str, Any]) -> str:
     """Write a resolved config for people: as YAML, of a sweep the trials and the first config."""
     if kind != "sweep":
-        return f"# {path}: a valid {kind} file, resolved\n{yaml.safe_dump(dict(values), sort_keys=False)}"
+        note = f"\n{_UNSEEN}" if kind == "run" else ""
+        return f"# {path}: a valid {kind} file, resolved{note}\n{yaml.safe_dump(dict(values), sort_keys=False)}"
     trials = values["trials"]
     rest = {key: value for key, value in values.items() if key not in ("trials", "space")}
     lines = [
         f"# {path}: a valid sweep file of {counted(len(trials), 'trial')}",
+        _UNSEEN,
         yaml.safe_dump(rest, sort_keys=False).rstrip(),
     ]
     lines += ["# trials", *(f"#   {_assignment_text(trial['assignment'])}" for trial in trials)]

@@ -10,12 +10,15 @@ from typing import Any
 from orchestrate.config.checks import step_problems
 from orchestrate.config.construction import construction_problems
 from orchestrate.config.load import Document, Key, Problem
-from orchestrate.config.run import RunConfig, parse_run
+from orchestrate.config.run import METHODS, RunConfig, parse_run
 from orchestrate.errors import ConfigError, DataError
 from orchestrate.sweep.config import SweepConfig, axis_keys
+from ssl_methods import plugins
 
 # url -> (digest, number of samples, names of the classes)
 DatasetIdentity = Callable[[str], tuple[str, int, tuple[str, ...]]]
+# url -> why it cannot be read; filled by those who make do with what a config states of its datasets
+Unseen = dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -74,7 +77,12 @@ def _point(axis: str, index: int, value: Any) -> Point:
 
 
 def expand(
-    sweep: SweepConfig, document: Document, points: Iterable[Point], *, identity: DatasetIdentity | None = None
+    sweep: SweepConfig,
+    document: Document,
+    points: Iterable[Point],
+    *,
+    identity: DatasetIdentity | None = None,
+    unseen: Unseen | None = None,
 ) -> tuple[Trial, ...]:
     """Build the trial of each point.
 
@@ -82,6 +90,7 @@ def expand(
         sweep, document: what `load_sweep` returned.
         points: what the strategy asks for.
         identity: looks a dataset up by its URL; without it datasets are not looked at and trials have no id.
+        unseen: see `pin`.
 
     Raises:
         ConfigError: every problem of every trial, a line each, and trials that are the same.
@@ -89,7 +98,7 @@ def expand(
     messages: dict[str, None] = {}
     trials: list[Trial] = []
     for point in points:
-        trial = _trial(sweep, document, point, identity, messages)
+        trial = _trial(sweep, document, point, messages, identity=identity, unseen=unseen)
         if trial is not None:
             trials.append(trial)
     for message in _repeated(document, trials):
@@ -100,7 +109,13 @@ def expand(
 
 
 def _trial(
-    sweep: SweepConfig, document: Document, point: Point, identity: DatasetIdentity | None, messages: dict[str, None]
+    sweep: SweepConfig,
+    document: Document,
+    point: Point,
+    messages: dict[str, None],
+    *,
+    identity: DatasetIdentity | None,
+    unseen: Unseen | None,
 ) -> Trial | None:
     values = copy.deepcopy(sweep.base)
     for key in sorted(point.values, key=lambda key: key.count(".")):
@@ -109,8 +124,10 @@ def _trial(
     num_samples = 0
     if config is not None:
         problems = construction_problems(config)
+    if config is not None and identity is None and config.data.train_samples:
+        problems = [*problems, *step_problems(config, config.data.train_samples)]
     if config is not None and identity is not None:
-        config, num_samples, found = pin(config, identity)
+        config, num_samples, found = pin(config, identity, unseen)
         problems = [*problems, *found]
     for problem in problems:
         messages[_message(document, point, problem)] = None
@@ -144,8 +161,16 @@ def _message(document: Document, point: Point, problem: Problem) -> str:
     return document.message(problem, line=document.line(("base", *problem.key)))
 
 
-def pin(config: RunConfig, identity: DatasetIdentity) -> tuple[RunConfig, int, list[Problem]]:
+def pin(
+    config: RunConfig, identity: DatasetIdentity, unseen: Unseen | None = None
+) -> tuple[RunConfig, int, list[Problem]]:
     """Write the digests of the datasets into a config.
+
+    Args:
+        config: with the URLs.
+        identity: looks a dataset up by its URL.
+        unseen: takes datasets that cannot be read from here, where the config states `data.train_samples`. Unless
+            their digests are stated too, the trial then has another id than it will have where it runs.
 
     Returns:
         The pinned config, the number of training samples, and what is wrong now that they are known.
@@ -159,11 +184,19 @@ def pin(config: RunConfig, identity: DatasetIdentity) -> tuple[RunConfig, int, l
         try:
             digest, size, classes[split] = identity(url)
         except DataError as error:
-            problems.append(Problem(("data", split), url, str(error)))
+            if unseen is None or not config.data.train_samples:
+                problems.append(Problem(("data", split), url, str(error)))
+                continue
+            unseen[url] = str(error)
+            digests[f"{split}_digest"] = stated or f"unseen {url}"
+            num_samples = config.data.train_samples
             continue
         if stated and stated != digest:
             reason = f"the dataset there has the digest {digest}; the data changed, or the URL is wrong"
             problems.append(Problem(("data", f"{split}_digest"), stated, reason))
+        if split == "train" and config.data.train_samples not in (0, size):
+            reason = f"the dataset there has {size:,}; write that number, or leave it out"
+            problems.append(Problem(("data", "train_samples"), config.data.train_samples, reason))
         problems.extend(_class_problems(config, split, len(classes[split])))
         digests[f"{split}_digest"] = digest
         num_samples = size if split == "train" else num_samples
@@ -174,8 +207,10 @@ def pin(config: RunConfig, identity: DatasetIdentity) -> tuple[RunConfig, int, l
 
 
 def _class_problems(config: RunConfig, split: str, classes: int) -> list[Problem]:
+    method: Any = plugins.load(METHODS, config.method.name)
     wanted = config.method.params.get("num_classes")
-    if wanted is not None and wanted != classes:
+    # Without labels it is a guess of the user's, where the method needs none.
+    if wanted is not None and wanted != classes and (classes or method.uses_labels):
         return [Problem(("method", "num_classes"), wanted, f"data.{split} has {classes} classes; write that number")]
     if config.probes and classes == 0:
         reason = "has no labels, which the probes need; pack it with labels, or remove the probes"

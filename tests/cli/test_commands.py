@@ -60,6 +60,25 @@ def test_plan_shows_trials_launch_and_price_and_writes_nothing(place: Path) -> N
     assert values["problems"] == []
 
 
+def test_files_of_data_that_is_elsewhere_are_checked_and_priced(place: Path) -> None:
+    sweep = write_sweep(place)
+    text = sweep.read_text().replace("system: {", "system: {images_per_second: 20.0, ")
+    sweep.write_text(text.replace("data: {", "data: {train_samples: 800, "))
+    checked = orchestrate("check", str(sweep))
+    assert checked.exit_code == 0
+    assert checked.stdout.count("its data was not looked at; `orchestrate plan` does that") == 1
+    cluster = str(write_cluster(place))
+    planned = orchestrate("plan", str(sweep), "-c", cluster)
+    assert planned.exit_code == 0
+    assert "1,600 images; about 0.02 rank-hours, by the images_per_second that 2 trials state" in planned.stdout
+    assert f"warning: {place}/data/train: not looked at: " in planned.stdout
+    assert "warning: ids of trials are others where the datasets can be read" in planned.stdout
+    refused = orchestrate("sweep", str(sweep), "-c", cluster)
+    assert refused.exit_code == 2
+    assert "data.train" in refused.stderr
+    assert not RUNS.exists()
+
+
 def test_plan_names_what_stands_in_the_way(place: Path) -> None:
     write_data(place)
     (place / "data" / "train" / "s-0.tar").unlink()

@@ -1,3 +1,4 @@
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -7,14 +8,16 @@ from orchestrate.config.load import Problem
 from orchestrate.config.run import parse_run
 
 
-def problems(backbone: dict[str, Any], size: int, *, system: Any = None, **method: Any) -> list[Problem]:
+def problems(
+    backbone: dict[str, Any], size: int, *, system: Any = None, starts: tuple[str, ...] = (), **method: Any
+) -> list[Problem]:
     values = {
         "data": {"train": "data/train", "val": "data/val"},
         "method": {"name": "simclr"} | method,
         "backbone": backbone,
         "views": {"name": "small_grey", "size": size},
         "optim": {"name": "adamw", "lr": 0.001},
-        "train": {"global_batch": 8, "budget": "1ep"},
+        "train": {"global_batch": 8, "budget": "1ep", "stages": {"starts": list(starts)}},
         "system": system or {},
     }
     config, found = parse_run(values)
@@ -40,6 +43,13 @@ def test_stem_that_a_network_does_not_have_is_named() -> None:
     (problem,) = problems({"name": "tiny_resnet", "stem": "small"}, 28)
     assert problem.key == ("backbone", "stem")
     assert "stem 'small' is for torchvision ResNets; leave stem out" in problem.reason
+
+
+def test_window_that_a_network_does_not_have_is_named() -> None:
+    assert problems({"name": "tiny_swin", "window": 4}, 28) == []
+    (problem,) = problems({"name": "tiny_resnet", "window": 4}, 28)
+    assert problem.key == ("backbone", "window")
+    assert "leave it out, or take cvt_tiny, tiny_swin, vil_tiny" in problem.reason
 
 
 @pytest.mark.parametrize("name", ["vgg11", "vit_b_16", "vit_tiny_patch16_224"])
@@ -84,3 +94,26 @@ def test_zero_stage_3_of_a_method_with_own_parameters_is_refused(bare_method: st
     assert (problem.key, problem.value) == (("system", "zero_stage"), 3)
     assert "scale belongs to Bare itself, for which ZeRO 3 does not gather it" in problem.reason
     assert problems(backbone, 28, system={"zero_stage": 3}) == []
+
+
+TINY = {"name": "tiny_resnet"}
+
+
+def test_stages_are_as_many_as_the_method_has(staged_method: str) -> None:
+    assert problems(TINY, 28, name=staged_method, starts=("50%",)) == []
+    (problem,) = problems(TINY, 28, name=staged_method)
+    assert (problem.key, problem.value) == (("train", "stages", "starts"), "none")
+    assert "staged trains in 2 stages, of which the first begins by itself; write 1 in all" in problem.reason
+    (problem,) = problems(TINY, 28, starts=("50%",))
+    assert "simclr trains in 1 stage; leave `train.stages` out" in problem.reason
+
+
+def test_weights_to_begin_with_that_are_not_here_are_refused(staged_method: str, tmp_path: Path) -> None:
+    (tmp_path / "there").write_text("1")
+    two: dict[str, Any] = {"name": staged_method, "starts": ("50%",)}
+    for path in ("random", str(tmp_path / "there"), f"file://{tmp_path}/there", "s3://bucket/not/looked/at"):
+        assert problems(TINY, 28, **two, target=path) == []
+    for path in (str(tmp_path / "gone"), f"file://{tmp_path}/gone"):
+        (problem,) = problems(TINY, 28, **two, target=path)
+        assert (problem.key, problem.value) == (("method", "target"), path)
+        assert problem.reason.startswith("no such file; write the path or URL")

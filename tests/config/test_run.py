@@ -108,6 +108,8 @@ def test_fingerprint_covers_what_changes_the_numbers(path: str, value: Any) -> N
         ("data.train", "s3://elsewhere/train"),
         ("method.off_diagonal", 0.0051),
         ("train.budget", "2.0ep"),
+        ("data.train_samples", 1281167),
+        ("system.images_per_second", 400),
     ],
 )
 def test_fingerprint_ignores_what_does_not(path: str, value: Any) -> None:
@@ -116,7 +118,7 @@ def test_fingerprint_ignores_what_does_not(path: str, value: Any) -> None:
 
 def test_fingerprint_is_stable_over_versions_of_this_code() -> None:
     # A change here means that every RunDir ever made is orphaned: raise FORMAT and say so in the changelog.
-    assert resolved(VALUES).fingerprint() == "0847fba31464b6d0"
+    assert resolved(VALUES).fingerprint() == "da56aa3021bfce49"
 
 
 @pytest.mark.parametrize(
@@ -183,6 +185,14 @@ def test_fingerprint_is_stable_over_versions_of_this_code() -> None:
         ("train.schedule", {"name": "step", "milestones": "60%"}, "'60%': must be a list; write `[a, b]`"),
         ("train.schedule", {"name": "wsd", "decay": "95%"}, "decay: '95%': is, with a warm-up of 10%, longer than"),
         ("train.schedule", {"name": "wsd", "decay": "0%"}, "decay: '0%': must be more than 0"),
+        ("train.stages", {"starts": ["60%", "40%"]}, "train.stages.starts: '60%, 40%': must ascend; sort them"),
+        ("train.stages", {"starts": ["1ep", "50%"]}, "train.stages.starts: '1ep, 50%': have several units"),
+        ("train.stages", {"starts": ["2ep"]}, "train.stages.starts.0: '2ep': is not before the end of the budget"),
+        ("train.stages", {"starts": ["0ep"]}, "train.stages.starts.0: '0ep': must be more than 0"),
+        ("train.stages", {"optimizer": "reset"}, "stages.optimizer: 'reset': means nothing without a second stage"),
+        ("train.stages", {"schedule": "restart"}, "stages.schedule: 'restart': means nothing without a second stage"),
+        ("train.stages", {"start": ["1ep"]}, "train.stages.start: unknown key; did you mean `starts`?"),
+        ("data.train_samples", -1, "data.train_samples: -1: must be greater than or equal to 0"),
         ("continues", {"trial": "x", "step": 1}, "continues.trial: 'x': must be the 16 hex digits of a trial"),
         ("continues", {"trial": "0" * 16}, "continues.step: 0: which step of 0000000000000000?"),
         ("continues", {"step": 3}, "continues.trial: '': whose step 3?"),

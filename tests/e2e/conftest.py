@@ -86,10 +86,10 @@ def made_run(folder: Path, sweep: Path, **changes: Any) -> RunDir:
     return create_run_dir(folder / config.fingerprint(), config.to_yaml())
 
 
-def orchestrate(*arguments: object, check: bool = True) -> "subprocess.CompletedProcess[str]":
+def orchestrate(*arguments: object, check: bool = True, timeout: float = 280) -> "subprocess.CompletedProcess[str]":
     """Type a command."""
     command = [sys.executable, "-m", "orchestrate", *map(str, arguments)]
     environment = {key: value for key, value in os.environ.items() if not key.startswith("ORCHESTRATE_")}
-    result = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=280)
+    result = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=timeout)
     assert not check or result.returncode == 0, f"{result.stdout}\n{result.stderr}"
     return result

@@ -1,8 +1,9 @@
 """Kill a sweep at random moments, take it up again, and compare it with an undisturbed one.
 
     python tests/e2e/kill_and_resume.py sweeps/tiny/every_state.yaml --cluster cluster_configs/local.yaml --kills 100
+    python tests/e2e/kill_and_resume.py sweeps/tiny/every_method.yaml --cluster cluster_configs/local.yaml --each
 
-Runs the sweep twice: once undisturbed, once with `--kills` SIGKILLs. Each is one of
+Runs the sweep twice: once undisturbed, once with `--kills` SIGKILLs, or with one in `--each` trial. Each is one of
 - anytime: controller and every process it started, at a random time after the start, also while they start;
 - training: the same, after a random number of new steps;
 - save: the same, while the next checkpoint is being written;
@@ -22,7 +23,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ def main() -> int:
     parser.add_argument("sweep", type=Path)
     parser.add_argument("--cluster", type=Path, required=True)
     parser.add_argument("--kills", type=int, default=10)
+    parser.add_argument("--each", action="store_true", help="kill each trial once, whatever --kills says")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--runs", type=Path, default=Path("runs/kill_and_resume"), help="holds both runs; reused")
     parser.add_argument("--longest", type=float, default=15.0, help="seconds from a start to a kill at any time")
@@ -47,7 +49,10 @@ def main() -> int:
     subprocess.run(sweep_command(options.sweep, options.cluster, quiet), check=True)
     rng = random.Random(options.seed)
     disturbance = Disturbance(options.sweep, options.cluster, disturbed, rng)
-    kills = disturbance.run(rng.choices(KINDS, k=options.kills), longest=options.longest, steps=options.steps)
+    if options.each:
+        kills = disturbance.run_each(steps=options.steps)
+    else:
+        kills = disturbance.run(rng.choices(KINDS, k=options.kills), longest=options.longest, steps=options.steps)
     rows = compare(quiet, disturbed)
     for row in rows:
         print(json.dumps(row))
@@ -104,6 +109,33 @@ class Disturbance:
             controller = self._resume(controller)
         return done
 
+    def run_each(self, *, steps: int) -> Counter[str]:
+        """Run to the end, and kill each trial once in its first `steps` steps; kinds take turns, but for `anytime`.
+
+        Trials must run one at a time, and each for more than `steps` steps and a save.
+        """
+        done: Counter[str] = Counter()
+        killed: set[str] = set()
+        controller = subprocess.Popen(sweep_command(self._sweep, self._cluster, self._runs))
+        while controller.poll() != 0:
+            kind = KINDS[1 + done.total() % 3]
+            log = Growth(self._runs, but=killed)
+            lines = self._rng.randint(1, steps)
+            if not self._until(lambda log=log, lines=lines: log.new_lines() >= lines, controller):
+                if controller.poll() != 0:
+                    controller = self._resume(controller)
+                continue
+            if kind == "save":
+                self._until(lambda: bool(unfinished_saves(self._runs)), controller)
+            (trial,) = log.grown
+            hit = self._kill_a_rank() if kind == "one rank" else self._kill_all(controller)
+            killed.add(trial)
+            done[kind] += bool(hit)
+            print(f"kill {done.total()}, {trial}, {kind}: {hit} processes", flush=True)
+            if kind != "one rank":
+                controller = self._resume(controller)
+        return done
+
     def _resume(self, controller: "subprocess.Popen[bytes]") -> "subprocess.Popen[bytes]":
         if controller.poll() is None:  # it waits for something that will not come
             controller.kill()
@@ -114,23 +146,24 @@ class Disturbance:
 
     def _wait_for_moment(self, kind: str, controller: "subprocess.Popen[bytes]", longest: float, steps: int) -> bool:
         """Wait for a moment of a kind; tell whether the sweep still runs then."""
-
-        def until(condition: Callable[[], bool], patience: float = PATIENCE_SECONDS) -> bool:
-            ends = time.monotonic() + patience
-            while controller.poll() is None and time.monotonic() < ends:
-                if condition():
-                    return True
-                time.sleep(0.0005)
-            return False
-
         if kind == "anytime":
-            until(lambda: False, self._rng.uniform(0, longest))
+            self._until(lambda: False, controller, self._rng.uniform(0, longest))
             return controller.poll() is None
         log = Growth(self._runs)
         lines = self._rng.randint(1, steps)
-        if not until(lambda: log.new_lines() >= lines):
+        if not self._until(lambda: log.new_lines() >= lines, controller):
             return False
-        return kind != "save" or until(lambda: bool(unfinished_saves(self._runs)))
+        return kind != "save" or self._until(lambda: bool(unfinished_saves(self._runs)), controller)
+
+    def _until(
+        self, condition: Callable[[], bool], controller: "subprocess.Popen[bytes]", patience: float = PATIENCE_SECONDS
+    ) -> bool:
+        ends = time.monotonic() + patience
+        while controller.poll() is None and time.monotonic() < ends:
+            if condition():
+                return True
+            time.sleep(0.0005)
+        return False
 
     def _kill_all(self, controller: "subprocess.Popen[bytes]") -> int:
         """SIGKILL the controller and every process that works below `runs`; half the time supervisors are spared."""
@@ -158,22 +191,26 @@ def kill(pid: int) -> int:
 
 
 class Growth:
-    """How many steps were logged since this began to look."""
+    """How many steps were logged since this began to look, in trials but for some."""
 
-    def __init__(self, runs: Path) -> None:
-        self._runs = runs
+    def __init__(self, runs: Path, *, but: Collection[str] = ()) -> None:
+        self._runs, self._but = runs, frozenset(but)
         self._lines = 0
+        self.grown: set[str] = set()
         self._sizes = self._look()
 
     def new_lines(self) -> int:
         """Count them; a resume cuts steps off, which does not count."""
         sizes = self._look()
-        self._lines += sum(size > self._sizes.get(path, 0) for path, size in sizes.items())
+        grown = [path for path, size in sizes.items() if size > self._sizes.get(path, 0)]
+        self._lines += len(grown)
+        self.grown |= {path.parent.name for path in grown}
         self._sizes = sizes
         return self._lines
 
     def _look(self) -> dict[Path, int]:
-        return {path: path.stat().st_size for path in self._runs.glob("trials/*/metrics.jsonl")}
+        files = [path for path in self._runs.glob("trials/*/metrics.jsonl") if path.parent.name not in self._but]
+        return {path: path.stat().st_size for path in files}
 
 
 def unfinished_saves(runs: Path) -> list[str]:

@@ -58,7 +58,8 @@ def torch_optimizer(config: OptimConfig, module: nn.Module, factor: float) -> to
         return PlainLars([weights, vectors], {"lr": lr, "trust": config.trust, "triplet": config.variant == "triplet"})
     if config.name == "sgd":  # type: ignore[attr-defined]  # the sections are told apart by it
         return torch.optim.SGD([weights, vectors], lr=lr, momentum=0.9)
-    return torch.optim.AdamW([weights, vectors], lr=lr, betas=(0.9, 0.999))
+    kind = torch.optim.Adam if config.name == "adam" else torch.optim.AdamW  # type: ignore[attr-defined]
+    return kind([weights, vectors], lr=lr, betas=(0.9, 0.999))
 
 
 class PlainLars(torch.optim.Optimizer):

@@ -12,7 +12,7 @@ import torch.distributed as dist
 
 from orchestrate.engine.base import Engine
 from orchestrate.engine.layout import OptimizerState
-from orchestrate.engine.schedule import LearningRate, Schedules
+from orchestrate.engine.schedule import LearningRate, Schedules, Stages
 from orchestrate.errors import DivergedError
 from ssl_methods.method import StepOutput
 from tests.distributed import run_on_ranks
@@ -55,6 +55,7 @@ def _largest_difference(first: Weights, second: Weights) -> float:
 EXACT: list[tuple[str, dict[str, Any], tuple[System, ...]]] = [
     ("sgd", {}, TWIN),
     ("adamw", {}, TWIN),
+    ("adam", {}, (ZERO_2,)),
     ("lars", {}, WHOLE),
     ("lars_triplet", {}, WHOLE),
     ("adamw", {"precision": "bf16"}, (DDP, ZERO_2)),
@@ -265,6 +266,33 @@ def _last_layer_after_a_freeze() -> dict[str, tuple[bool, bool]]:
 def test_frozen_last_layer_begins_as_if_it_had_had_no_gradient() -> None:
     facts = run_on_ranks(2, _last_layer_after_a_freeze)[0]
     assert facts == dict.fromkeys(facts, (True, True))
+
+
+def _training_after_a_reset() -> dict[str, dict[str, float]]:
+    """Train four steps in two stages, and say how far from it those end that had nothing to forget."""
+    staged = Schedules(LearningRate(TOTAL_STEPS), 0.04, 0.04, stages=Stages((2,), resets_optimizer=True))
+    facts = {}
+    for optimizer, system in (("sgd", DDP), ("adam", ZERO_0), ("sgd", ZERO_1), ("adamw", ZERO_2)):
+        engine = engine_of(run_config(optimizer, **system))
+        take_steps(engine, 1, 2, schedules=staged)
+        weights, state = weights_of(engine), state_of(engine)
+        take_steps(engine, 3, 4, schedules=staged)
+        ends = {}
+        for name, remembered in {"a new optimizer": None, "from the checkpoint of the boundary": state}.items():
+            other = engine_of(run_config(optimizer, **system))
+            other.method.load_state_dict(weights)
+            if remembered is not None:
+                other.load_optimizer_state(remembered)
+            take_steps(other, 3, 4, schedules=staged)
+            ends[name] = _largest_difference(weights_of(other), weights_of(engine))
+        facts[f"{optimizer} {system} remembered {len(state) > 0}"] = ends
+    return facts
+
+
+def test_optimizer_that_is_reset_at_a_stage_goes_on_as_a_new_one() -> None:
+    for case, ends in run_on_ranks(2, _training_after_a_reset)[0].items():
+        assert "remembered True" in case
+        assert set(ends.values()) == {0.0}, (case, ends)
 
 
 Saved = tuple[Weights, OptimizerState]

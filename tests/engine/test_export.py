@@ -343,3 +343,15 @@ def test_export_leaves_the_random_numbers_of_its_caller_alone(tmp_path: Path) ->
     before = torch.get_rng_state()
     export(trial, tmp_path / "file")
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_window_of_attention_is_part_of_the_recipe() -> None:
+    encoder = build.build("tiny_swin", window=4)
+    loading = plan_loading(encoder, "safetensors", name="tiny_swin", stem="default", window=4)
+    assert "model = build('tiny_swin', window=4)" in loading.recipe("file")
+    with torch.device("meta"):  # names and shapes alone
+        encoder = build.build("swin_tiny_patch4_window7_224", window=14)
+    loading = plan_loading(
+        encoder.to_empty(device="cpu"), "timm", name="swin_tiny_patch4_window7_224", stem="default", window=14
+    )
+    assert "timm.create_model('swin_tiny_patch4_window7_224', num_classes=0, window_size=14)" in loading.recipe("file")

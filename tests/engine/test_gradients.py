@@ -64,6 +64,23 @@ def test_lars_of_zero_norms(variant: str, weight: list[float], gradient: list[fl
     assert lars_step(weight, gradient, decay=0.0, variant=variant) == pytest.approx(step)
 
 
+def test_b8_scale_of_the_loss_moves_vectors_and_not_matrices() -> None:
+    config = LarsConfig(name="lars", lr=1.0, bias_lr=1.0)
+    updates = []
+    for factor in (1.0, 7.0):
+        network = network_with_gradients()
+        before = {name: value.detach().clone() for name, value in network.named_parameters()}
+        for parameter in network.parameters():
+            parameter.grad = parameter.grad * factor  # type: ignore[operator]
+        optimizer = build_optimizer(config, network, global_batch=256)
+        rules_of(config, network, optimizer).apply(WholeLayout(optimizer, network).slices())
+        optimizer.step()
+        updates.append({name: value.detach() - before[name] for name, value in network.named_parameters()})
+    for name, update in updates[0].items():
+        ratio = 7.0 if update.ndim == 1 else 1.0
+        torch.testing.assert_close(updates[1][name], ratio * update, rtol=1e-3, atol=1e-6)  # fp32 differences
+
+
 def network_with_gradients() -> nn.Module:
     torch.manual_seed(0)
     network = nn.Sequential(nn.Linear(5, 3), nn.Linear(3, 2))

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from orchestrate.config.optim import AdamWConfig, LarsConfig, OptimConfig, SgdConfig
+from orchestrate.config.optim import AdamConfig, AdamWConfig, LarsConfig, OptimConfig, SgdConfig
 from orchestrate.engine.optim import Lars, build_optimizer, set_rates
 
 
@@ -45,6 +45,7 @@ def test_lars_without_trust_ratios_is_sgd_at_a_constant_learning_rate(lr_in_buff
     [
         SgdConfig(name="sgd", lr=0.1, weight_decay=0.5),
         AdamWConfig(name="adamw", lr=0.1, weight_decay=0.5),
+        AdamConfig(name="adam", lr=0.1, weight_decay=0.5),
         LarsConfig(name="lars", lr=0.1, bias_lr=0.1, weight_decay=0.5),
     ],
 )
@@ -77,9 +78,29 @@ def test_untrained_parameters_are_left_out() -> None:
     assert [len(group["params"]) for group in optimizer.param_groups] == [1]
 
 
+# From weight 2 with decay 0.5 and without a gradient: Adam's gradient is 0.5 * 2, of which its first step makes 1;
+# AdamW takes lr * 0.5 * 2 off.
+@pytest.mark.parametrize(
+    ("config", "end"),
+    [
+        (AdamConfig(name="adam", lr=0.1, weight_decay=0.5), 2 - 0.1),
+        (AdamConfig(name="adam", lr=0.1, weight_decay=5.0), 2 - 0.1),
+        (AdamWConfig(name="adamw", lr=0.1, weight_decay=0.5), 2 * (1 - 0.1 * 0.5)),
+        (AdamWConfig(name="adamw", lr=0.1, weight_decay=5.0), 2 * (1 - 0.1 * 5.0)),
+    ],
+)
+def test_weight_decay_of_adam_is_a_part_of_the_gradient(config: Any, end: float) -> None:
+    matrix = nn.Parameter(torch.full((1, 1), 2.0, dtype=torch.float64))
+    optimizer = build_optimizer(config, nn.ParameterList([matrix]), global_batch=256)
+    matrix.grad = torch.zeros_like(matrix)
+    optimizer.step()
+    assert float(matrix) == pytest.approx(end, abs=1e-8)  # Adam's epsilon
+
+
 CONFIGS: list[OptimConfig] = [
     SgdConfig(name="sgd", lr=0.1, weight_decay=0.5),
     AdamWConfig(name="adamw", lr=0.1, weight_decay=0.5),
+    AdamConfig(name="adam", lr=0.1, weight_decay=0.5),
     LarsConfig(name="lars", lr=0.1, bias_lr=0.1, variant="triplet"),
 ]
 

@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 
 from orchestrate.config.run import parse_run
-from orchestrate.engine.schedule import Constant, Cosine, LearningRate, Line, Schedules, Steps, schedules_of
+from orchestrate.engine.schedule import Constant, Cosine, LearningRate, Line, Schedules, Stages, Steps, schedules_of
 
 # Barlow Twins at a global batch of 2048 on ImageNet: 1000 epochs of 626 steps, 10 of warm-up, base learning rate 0.2.
 BARLOW_TWINS = LearningRate(1000 * 626, 10 * 626)
@@ -28,7 +28,7 @@ def test_published_schedules_of_esvit_are_met(epoch: int, lr: float, weight_deca
 
 
 @pytest.mark.parametrize(("epoch", "lr"), [(0, 3e-4), (100, 1.5e-4), (199, 1.5e-6)])
-def test_published_line_of_s2_bnn_is_met(epoch: int, lr: float) -> None:
+def test_s8_published_line_of_s2_bnn_is_met(epoch: int, lr: float) -> None:
     assert 3e-4 * LearningRate(200, 0, Line()).factor(epoch) == pytest.approx(lr, abs=1e-12)
 
 
@@ -94,3 +94,32 @@ def test_facts_tell_schedules_apart_and_are_plain() -> None:
     ]
     assert facts[0] != facts[1]
     assert json.loads(json.dumps(facts)) == facts
+
+
+def test_stages_that_go_on_share_one_schedule() -> None:
+    plain, staged = resolved(), resolved(stages={"starts": ["50%"], "optimizer": "reset"})
+    assert staged.stages == Stages((20,), resets_optimizer=True)
+    for step in range(41):
+        assert staged.lr_factor(step) == plain.lr_factor(step)
+        assert staged.weight_decay(step) == plain.weight_decay(step)
+    assert [staged.stages.at(step) for step in (0, 19, 20, 39)] == [0, 0, 1, 1]
+    assert [step for step in range(40) if staged.stages.forgets(step)] == [20]
+    assert not any(resolved(stages={"starts": ["50%"]}).stages.forgets(step) for step in range(40))
+
+
+@pytest.mark.parametrize("schedule", [{"name": "cosine"}, {"name": "wsd", "decay": "50%"}, {"name": "linear"}])
+def test_stages_that_begin_anew_have_the_schedule_of_a_training_of_their_length(schedule: dict[str, Any]) -> None:
+    # 40 steps cut at 16 and 24: stages of 16, 8 and 16, each with its own quarter of warm-up
+    stages = {"starts": ["40%", "60%"], "schedule": "restart"}
+    staged = resolved(schedule=schedule, stages=stages)
+    for begin, end, budget in ((0, 16, "1.6ep"), (16, 24, "0.8ep"), (24, 40, "1.6ep")):
+        alone = resolved(schedule=schedule, budget=budget)
+        for step in range(begin, end):
+            assert staged.lr_factor(step) == alone.lr_factor(step - begin)
+            assert staged.weight_decay(step) == alone.weight_decay(step - begin)
+
+
+def test_restart_warms_up_again_and_takes_weight_decay_back() -> None:
+    staged = resolved(stages={"starts": ["50%"], "schedule": "restart"})
+    assert [staged.lr_factor(step) for step in (20, 21, 25)] == [0.0, 0.2, 1.0]
+    assert (staged.weight_decay(20), staged.weight_decay(40)) == (0.04, 0.4)

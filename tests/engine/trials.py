@@ -22,6 +22,7 @@ SIDE = 16
 OPTIMIZERS: dict[str, dict[str, Any]] = {
     "sgd": {"name": "sgd", "lr": 0.5, "weight_decay": 1e-4},
     "adamw": {"name": "adamw", "lr": 0.01, "weight_decay": 0.05},
+    "adam": {"name": "adam", "lr": 0.01, "weight_decay": 1e-4},
     "lars": {"name": "lars", "lr": 3.2, "bias_lr": 0.08, "weight_decay": 1e-6},
     "lars_triplet": {"name": "lars", "lr": 3.2, "bias_lr": 0.08, "weight_decay": 1e-6, "variant": "triplet"},
 }
@@ -90,6 +91,8 @@ def logged_steps(
     for step in range(first, last + 1):
         engine.method.before_step(progress_of(step - 1))
         if schedules is not None:
+            if schedules.stages.forgets(step - 1):
+                engine.forget_optimizer_state()
             rates = {"lr_factor": schedules.lr_factor(step - 1), "weight_decay": schedules.weight_decay(step - 1)}
             set_rates(engine.optimizer, **rates, frozen=schedules.frozen(step - 1))
         output = engine.forward(views_of(step), None)

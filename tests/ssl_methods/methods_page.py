@@ -122,7 +122,7 @@ def _default_stages() -> object:
 
 def views_text(passes: Iterable[Pass]) -> str:
     """Write passes as `2 + 8 x 0.18 = 3.47`."""
-    passes = list(passes)
+    passes = tuple(passes)
     parts = [f"{each.views:g}" if each.area == 1 else f"{each.views:g} x {each.area:.2f}" for each in passes]
     text = " + ".join(parts)
     return text if text.isdigit() else f"{text} = {sum(each.views * each.area for each in passes):.2f}"

@@ -169,6 +169,17 @@ def test_a_single_name_too_many_is_refused(tmp_path: Path) -> None:
         load_encoder(str(tmp_path / "weights.safetensors"), *encoder_of())
 
 
+def test_weights_of_a_training_that_diverged_are_refused(tmp_path: Path) -> None:
+    tensors, _ = whole_method()
+    tensors["projector.0.bias"][3] = torch.nan
+    torch.save(tensors, tmp_path / "method.pth")
+    parts = encoder_of()
+    before = state_of(*parts)
+    with pytest.raises(ValueError, match=r"1 tensors hold NaN or infinity \(projector\.0\.bias\)"):
+        load_encoder(str(tmp_path / "method.pth"), *parts)
+    assert_equal(*parts, expected=before)
+
+
 def test_long_lists_are_shortened(tmp_path: Path) -> None:
     save_file({"backbone.other": torch.rand(1)}, tmp_path / "weights.safetensors")
     with pytest.raises(ValueError, match=r"missing \((?:[^,]+, ){6}and \d+ more\)"):

@@ -278,3 +278,21 @@ def test_zero_stage_3_of_a_method_with_own_parameters_is_refused(runs: Path, tmp
     record = record_of(file)
     with pytest.raises(ConfigError, match=r"system\.zero_stage: 3: scale belongs to Bare itself"):
         at_zero_stage(Target(record, record.trials, whole=True), 3, {})
+
+
+@pytest.mark.parametrize(("start", "step", "refused"), [("50%", 5, False), ("50%", 6, True), ("0.5ep", 6, False)])
+def test_longer_training_does_not_go_back_to_an_earlier_stage(
+    start: str, step: int, refused: bool, runs: Path, tmp_path: Path, staged_method: str
+) -> None:
+    file = write_sweep(tmp_path, seeds=(0,))
+    text = file.read_text().replace("name: simclr, embed_dim: 16", f"name: {staged_method}")
+    file.write_text(text.replace("budget: 1ep", f"budget: 1ep, stages: {{starts: [{start}]}}"))
+    record = record_of(file)
+    write_checkpoint(runs / "trials" / record.trials[0].id, step)
+    if not refused:
+        assert len(extend(runs, record, "2ep").trials) == 1
+        return
+    with pytest.raises(
+        RunDirError, match="stage 2 began at step 5; of the longer training it would begin at 10, and 6"
+    ):
+        extend(runs, record, "2ep")

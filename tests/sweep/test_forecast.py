@@ -25,6 +25,35 @@ def test_nothing_is_guessed_without_a_measurement(runs: Path, tmp_path: Path) ->
     assert left.rank_hours is None
 
 
+def stated_speed(path: Path, speed: str) -> Path:
+    path.write_text(path.read_text().replace("system: {", f"system: {{images_per_second: {speed}, "))
+    return path
+
+
+def test_stated_speed_prices_what_nothing_was_measured_of(runs: Path, tmp_path: Path) -> None:
+    made = bench(runs)
+    record = record_of(stated_speed(write_sweep(tmp_path), "40.0"))
+    left = forecast(record, runs, observe(runs, record.trial_ids, made.launcher))
+    assert left.rank_hours == pytest.approx(2 * 80 / 40 / 3600)
+    assert left.basis == "by the images_per_second that 2 trials state"
+    made.session.make_true(record_of(write_sweep(tmp_path, seeds=(0,))))
+    record = record_of(stated_speed(write_sweep(tmp_path, seeds=(0, 1)), "40.0"))
+    left = forecast(record, runs, observe(runs, record.trial_ids, made.launcher))
+    assert left.rank_hours == pytest.approx(1.6 / 3600)  # what was measured counts more
+    assert left.basis == "measured on 1 finished trial"
+
+
+def test_price_that_some_trials_lack_is_not_made_up(runs: Path, tmp_path: Path) -> None:
+    path = write_sweep(tmp_path)
+    path.write_text(path.read_text().replace("train.seed: [0, 1]", "system.images_per_second: [0.0, 9.0]"))
+    path.write_text(path.read_text().replace("system.images_per_second", "train.seed, system.images_per_second"))
+    path.write_text(path.read_text().replace("[0.0, 9.0]", "[[0, 0.0], [1, 9.0]]"))
+    record = record_of(path)
+    left = forecast(record, runs, observe(runs, record.trial_ids, bench(runs).launcher))
+    assert left.rank_hours is None
+    assert left.basis == "no finished trial to price from, and 1 of 2 state system.images_per_second"
+
+
 def test_checkpoints_count_as_done(runs: Path, tmp_path: Path) -> None:
     record = record_of(write_sweep(tmp_path, seeds=(0,)))
     (runs / "trials" / record.trial_ids[0] / "checkpoints" / "step-00000007").mkdir(parents=True)

@@ -6,6 +6,7 @@ import pytest
 
 from orchestrate.errors import ConfigError, DataError
 from orchestrate.evaluation.probes.knn import Knn
+from orchestrate.sweep.batches import advice
 from orchestrate.sweep.continuation import extended
 from orchestrate.sweep.find import Target
 from orchestrate.sweep.observe import observe
@@ -138,3 +139,28 @@ def test_child_without_a_checkpoint_is_tied_to_the_ranks_of_its_parent(runs: Pat
     observed = observe(runs, record.trial_ids, launcher(runs))
     children = extended(target, "2ep", runs, observed, command=("orchestrate", "resume")).record
     assert "saved by 4 ranks, the cluster has 2" in problems(children, runs)
+
+
+def staged_sweep(folder: Path, method: str) -> SweepRecord:
+    file = write_sweep(folder)
+    text = file.read_text().replace("name: simclr, embed_dim: 16", f"name: {method}, most_ranks: 2")
+    file.write_text(text.replace("budget: 1ep", "budget: 1ep, stages: {starts: [50%]}"))
+    return record_of(file, ranks=4)
+
+
+def test_batch_that_a_method_cannot_take_on_the_ranks_of_the_cluster_is_refused(
+    runs: Path, tmp_path: Path, staged_method: str
+) -> None:
+    record = staged_sweep(tmp_path, staged_method)
+    assert problems(record, runs) == (
+        f"{tmp_path}/study.yaml: method: staged: on 4 ranks: takes 2 ranks at most, not 4; start fewer"
+    )
+    smaller = replace(record, cluster=record.cluster | {"resources": {"ranks_per_node": 2}})
+    check_start(smaller, runs, launcher(runs), check_data=whole)
+
+
+def test_advice_of_a_method_is_told_once_for_all_trials_of_its_kind(tmp_path: Path, staged_method: str) -> None:
+    record = staged_sweep(tmp_path, staged_method)
+    told = advice(record, record.trials)
+    assert told == ("staged: was published with 4096 images a batch, not 8 on 4",)
+    assert advice(record, ()) == ()

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import yaml
 
-from orchestrate.errors import ConfigError
+from orchestrate.errors import ConfigError, DataError
 from orchestrate.sweep.source import load_source
 from tests.sweep.sweeps import NUM_SAMPLES, identity, write_sweep
 
@@ -63,6 +63,21 @@ DINO: dict[str, Any] = {"method": {"name": "dino"}, "views": {"name": "small_gre
             {},
             "train.schedule.milestones.1: '1ep': takes 10 of the 10 steps of the budget of 10step; write less",
         ),
+        (
+            {"budget": "10step", "stages": {"starts": ["1ep"]}},
+            {},
+            "train.stages.starts.0: '1ep': takes 10 of the 10 steps of the budget of 10step; write less",
+        ),
+        (
+            {"budget": "10step", "stages": {"starts": ["3%", "5%"]}},
+            {},
+            "train.stages.starts: '3%, 5%': leave a stage without a step of the 10 of the budget of 10step",
+        ),
+        (
+            {"budget": "2ep", "warmup": "1ep", "stages": {"starts": ["80%"], "schedule": "restart"}},
+            {},
+            "train.warmup: '1ep': takes 10 of the 4 steps of the shortest stage, which each have their own; write less",
+        ),
     ],
 )
 def test_lengths_in_other_units_than_the_budget_are_compared_in_steps(
@@ -70,6 +85,58 @@ def test_lengths_in_other_units_than_the_budget_are_compared_in_steps(
 ) -> None:
     changes = {"train": {"global_batch": 8, **train}, "optim": {"name": "adamw", "lr": 0.001, **optim}}
     assert told in refused(tmp_path, **DINO, **changes)
+
+
+def stated_sizes(folder: Path, **data: Any) -> Path:
+    path = write_sweep(folder, seeds=(0,))
+    values = yaml.safe_load(path.read_text())
+    values["base"]["data"] |= data
+    path.write_text(yaml.safe_dump(values, sort_keys=False))
+    return path
+
+
+def unreadable(url: str) -> Identity:
+    raise DataError(f"{url}: access refused")
+
+
+def test_plan_makes_do_with_stated_sizes_of_data_that_cannot_be_read(tmp_path: Path) -> None:
+    unseen: dict[str, str] = {}
+    path = stated_sizes(tmp_path, train_samples=800)
+    (trial,) = load_source(path, "sweep", identity=unreadable, unseen=unseen).trials
+    assert trial.total_steps == 100
+    urls = [f"{tmp_path}/data/{split}" for split in ("train", "val")]
+    assert unseen == {url: f"{url}: access refused" for url in urls}
+    (seen,) = load_source(stated_sizes(tmp_path, train_samples=NUM_SAMPLES), "sweep", identity=identity).trials
+    assert trial.id != seen.id
+
+
+def test_stated_digests_give_data_that_cannot_be_read_its_true_trials(tmp_path: Path) -> None:
+    (seen,) = load_source(stated_sizes(tmp_path), "sweep", identity=identity).trials
+    digests = {"train_digest": "ab" * 32, "val_digest": "ab" * 32}
+    path = stated_sizes(tmp_path, train_samples=NUM_SAMPLES, **digests)
+    (trial,) = load_source(path, "sweep", identity=unreadable, unseen={}).trials
+    assert (trial.id, trial.total_steps) == (seen.id, seen.total_steps)
+
+
+@pytest.mark.parametrize(("unseen", "samples"), [(None, 800), ({}, 0)])
+def test_data_that_cannot_be_read_is_refused_unless_sizes_are_stated_and_enough(
+    unseen: dict[str, str] | None, samples: int, tmp_path: Path
+) -> None:
+    path = stated_sizes(tmp_path, train_samples=samples)
+    with pytest.raises(ConfigError, match=r"data\.train: .*: access refused"):
+        load_source(path, "sweep", identity=unreadable, unseen=unseen)
+
+
+def test_lengths_are_compared_with_a_stated_size_without_any_data(tmp_path: Path) -> None:
+    path = stated_sizes(tmp_path, train_samples=80)
+    path.write_text(path.read_text().replace("budget: 1ep", "budget: 1ep\n    warmup: 10step"))
+    with pytest.raises(ConfigError, match=r"train\.warmup: '10step': takes 10 of the 10 steps"):
+        load_source(path, "sweep")
+
+
+def test_stated_size_must_be_that_of_the_data(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"data\.train_samples: 81: the dataset there has 80; write that number"):
+        load_source(stated_sizes(tmp_path, train_samples=81), "sweep", identity=identity)
 
 
 def test_lengths_that_fill_a_budget_but_for_rounding_pass(tmp_path: Path) -> None:
@@ -139,3 +206,12 @@ def test_large_sweep_is_expanded_in_seconds(tmp_path: Path) -> None:
     before = time.process_time()
     assert len(load_source(path, "sweep", identity=identity).trials) == 1000
     assert time.process_time() - before < 20
+
+
+def test_guessed_number_of_classes_is_held_against_labels_only(tmp_path: Path) -> None:
+    method = {"name": "triplet", "num_classes": 3, "deputy": "median"}
+    told = refused(tmp_path, classes={"train": ("cat", "dog"), "val": ("cat", "dog")}, method=method)
+    assert "method.num_classes: 3: data.train has 2 classes; write that number" in told
+    told = refused(tmp_path, classes={"train": (), "val": ()}, method=method)
+    assert "num_classes" not in told
+    assert "has no labels, which the probes need" in told
