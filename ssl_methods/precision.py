@@ -21,7 +21,8 @@ def in_full_precision(loss: Callable[Parameters, Result]) -> Callable[Parameters
 
     @wraps(loss)
     def wrapped(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
-        device = next(value.device.type for value in args if isinstance(value, Tensor))
+        given = (*args, *kwargs.values())
+        device = next(value.device.type for value in given if isinstance(value, Tensor))
         with torch.autocast(device, enabled=False):
             widened = {name: widen(value) for name, value in kwargs.items()}
             return loss(*map(widen, args), **widened)  # type: ignore[arg-type]  # same arguments, other dtype

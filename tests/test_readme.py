@@ -36,11 +36,13 @@ from typing import Annotated, ClassVar
 from annotated_types import Gt
 from torch import Tensor, nn
 from ssl_methods.backbone import Backbone
-from ssl_methods.collectives import gather
+from ssl_methods.collectives import gather, synchronise_batch_norm
+from ssl_methods.indicators import embedding_std
 from ssl_methods.method import Method, StepOutput, pair
+from ssl_methods.precision import in_full_precision
 """
     names: dict[str, Any] = {}
-    exec(imports + block("python", "class MyMethod"), names)
+    exec(imports + block("python", "@in_full_precision"), names)
     method = names["MyMethod"](build.build("tiny_resnet"), embed_dim=8)
     output = method([torch.randn(4, 3, 28, 28), torch.randn(4, 3, 28, 28)])
     output.loss.backward()
