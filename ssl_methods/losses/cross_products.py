@@ -26,7 +26,8 @@ def cross_products(x: Float[Tensor, "batch dim"], y: Float[Tensor, "batch dim"])
     if x.shape[1] < 2 * len(x) * world_size():
         return CrossProducts(*_DiagonalAndRest.apply(all_reduce_sum(x.T @ y)))
     # The sum of all squares is also that of x x^T times y y^T, whose sides are samples instead of features. Where
-    # there are so many more features than samples, most of it lies off the diagonal: the difference loses little.
+    # there are so many more features than samples, most of it lies off the diagonal: the difference loses little,
+    # unless one feature is longer than all others together by orders of magnitude.
     diagonal = all_reduce_sum((x * y).sum(dim=0))
     products = x @ gather(x).T
     others = products if y is x else y @ gather(y).T

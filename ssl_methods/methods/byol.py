@@ -33,6 +33,7 @@ class BYOL(Method):
 
     Differs:
         - Batch norms keep their running moments with torch's momentum of 0.1, as the backbone's own do.
+        - Linear layers whose bias a batch norm would cancel have none.
         - No linear classifier is trained beside it.
 
     Source: Grill et al. 2020, arXiv:2006.07733.

@@ -47,7 +47,7 @@ class SwAV(Method):
         - Under ZeRO 3 the lengths are left to grow, which slows the prototypes' turning a little.
         - The queue holds the embeddings of all ranks in rank order, and is split over them for the codes; the authors'
           ranks keep one each of their own.
-        - Linear layers whose bias a batch norm would cancel have none.
+        - No Linear layer has a bias. The authors' projector has two, of which the batch norm cancels the first.
 
     Source: Caron et al. 2020, arXiv:2006.09882; values of its multi-crop recipe.
     """

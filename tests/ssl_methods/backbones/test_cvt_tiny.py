@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import nn
 
 from ssl_methods.backbones.cvt_tiny import CvTTiny
+from ssl_methods.transformer import TransformerBlock
 
 
 def test_both_crops_of_the_published_recipe_give_49_and_9_tokens_and_the_size_is_the_published_one() -> None:
@@ -36,3 +38,9 @@ def test_attention_stays_in_its_window_apart_from_the_convolutions() -> None:
     reached = (attention(grid) != attention(other)).any(dim=-1)[0]
     assert bool(reached[:4, 4:].all())
     assert int(reached.sum()) == 16
+
+
+def test_blocks_drop_out_more_often_towards_the_last() -> None:
+    with torch.device("meta"):
+        blocks = [module for module in CvTTiny().modules() if isinstance(module, TransformerBlock)]
+    assert [block.drop.p for block in blocks] == pytest.approx([0.1 * index / 11 for index in range(12)])

@@ -55,3 +55,15 @@ def test_the_last_stages_attend_to_the_whole_grid() -> None:
     other = tokens.clone()
     other[0, 0] += 1.0
     assert bool((attention(tokens, 7, 6) != attention(other, 7, 6)).any(dim=-1).all())
+
+
+def test_bias_of_the_global_token_counts_for_every_query() -> None:
+    torch.manual_seed(0)
+    attention = ViLTiny(window=2).stages[0].blocks[0].attention
+    tokens = torch.randn(1, 1 + 4 * 4, 96)
+    before = attention(tokens, 4, 4)
+    with torch.no_grad():
+        attention.global_bias.fill_(30.0)  # all then see the global token alone
+    after = attention(tokens, 4, 4)
+    assert bool((after != before).any(dim=-1).all())
+    torch.testing.assert_close(after, after[:, :1].expand_as(after), rtol=1e-4, atol=1e-5)  # fp32
