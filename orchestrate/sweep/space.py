@@ -2,7 +2,7 @@
 
 import copy
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product, zip_longest
 from typing import Any
@@ -97,8 +97,9 @@ def expand(
     """
     messages: dict[str, None] = {}
     trials: list[Trial] = []
-    for point in points:
-        trial = _trial(sweep, document, point, messages, identity=identity, unseen=unseen)
+    points = list(points)
+    for point, assignment in zip(points, _assignments(points), strict=True):
+        trial = _trial(sweep, document, point, assignment, messages, identity=identity, unseen=unseen)
         if trial is not None:
             trials.append(trial)
     for message in _repeated(document, trials):
@@ -112,6 +113,7 @@ def _trial(
     sweep: SweepConfig,
     document: Document,
     point: Point,
+    assignment: dict[str, Any],
     messages: dict[str, None],
     *,
     identity: DatasetIdentity | None,
@@ -133,7 +135,7 @@ def _trial(
         messages[_message(document, point, problem)] = None
     if config is None or problems:
         return None
-    return Trial(config.fingerprint() if identity else "", _named(point.values), config, num_samples)
+    return Trial(config.fingerprint() if identity else "", assignment, config, num_samples)
 
 
 def _assign(values: dict[str, Any], path: list[str], value: Any) -> None:
@@ -144,11 +146,50 @@ def _assign(values: dict[str, Any], path: list[str], value: Any) -> None:
     values[path[-1]] = value
 
 
+def _assignments(points: Sequence[Point]) -> list[dict[str, Any]]:
+    """Show whole sections on axes by their names, and by the keys that differ where names alone tell none apart."""
+    named = [_named(point.values) for point in points]
+    groups: dict[str, list[Point]] = {}
+    for point, assignment in zip(points, named, strict=True):
+        groups.setdefault(repr(assignment), []).append(point)
+    telling: dict[tuple[str, str], dict[str, None]] = {}
+    for group in groups.values():
+        for axis, section in _named_sections(group[0]).items():
+            others = [point.values[axis] for point in group]
+            keys = dict.fromkeys(key for other in others for key in other)
+            differ = [key for key in keys if len({repr(other.get(key)) for other in others}) > 1]
+            telling.setdefault((axis, section["name"]), {}).update(dict.fromkeys(differ))
+    return [_with_telling(assignment, point, telling) for point, assignment in zip(points, named, strict=True)]
+
+
+def _with_telling(
+    assignment: Mapping[str, Any], point: Point, telling: Mapping[tuple[str, str], Iterable[str]]
+) -> dict[str, Any]:
+    """Add, behind the name of each section, its keys that tell it from others of the name; axes of their own win."""
+    sections = _named_sections(point)
+    full: dict[str, Any] = {}
+    for axis, value in assignment.items():
+        full[axis] = value
+        if section := sections.get(axis):
+            full |= {f"{axis}.{key}": section[key] for key in telling[axis, section["name"]] if key in section}
+    return {**full, **assignment}
+
+
+def _named_sections(point: Point) -> dict[str, dict[str, Any]]:
+    return {key: value for key, value in point.values.items() if isinstance(value, dict) and "name" in value}
+
+
 def _named(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Show a whole section on an axis by its name."""
-    return {
-        key: value["name"] if isinstance(value, dict) and "name" in value else value for key, value in values.items()
-    }
+    """Show a section by its name, and one without a name by its keys."""
+    named: dict[str, Any] = {}
+    for key, value in values.items():
+        if not isinstance(value, dict):
+            named[key] = value
+        elif "name" in value:
+            named[key] = value["name"]
+        else:
+            named |= {f"{key}.{part}": each for part, each in value.items()}
+    return named
 
 
 def _message(document: Document, point: Point, problem: Problem) -> str:

@@ -31,6 +31,7 @@ import yaml
 
 KINDS = ("anytime", "training", "save", "one rank")
 PATIENCE_SECONDS = 90.0  # for a sign of training, or a save
+STEP_SECONDS, SAVE_SECONDS = 0.02, 0.0005  # between looks for a step, and for a save, which is short
 
 
 def main() -> int:
@@ -126,7 +127,7 @@ class Disturbance:
                     controller = self._resume(controller)
                 continue
             if kind == "save":
-                self._until(lambda: bool(unfinished_saves(self._runs)), controller)
+                self._until(lambda: bool(unfinished_saves(self._runs)), controller, every=SAVE_SECONDS)
             (trial,) = log.grown
             hit = self._kill_a_rank() if kind == "one rank" else self._kill_all(controller)
             killed.add(trial)
@@ -153,16 +154,21 @@ class Disturbance:
         lines = self._rng.randint(1, steps)
         if not self._until(lambda: log.new_lines() >= lines, controller):
             return False
-        return kind != "save" or self._until(lambda: bool(unfinished_saves(self._runs)), controller)
+        return kind != "save" or self._until(lambda: bool(unfinished_saves(self._runs)), controller, every=SAVE_SECONDS)
 
     def _until(
-        self, condition: Callable[[], bool], controller: "subprocess.Popen[bytes]", patience: float = PATIENCE_SECONDS
+        self,
+        condition: Callable[[], bool],
+        controller: "subprocess.Popen[bytes]",
+        patience: float = PATIENCE_SECONDS,
+        *,
+        every: float = STEP_SECONDS,
     ) -> bool:
         ends = time.monotonic() + patience
         while controller.poll() is None and time.monotonic() < ends:
             if condition():
                 return True
-            time.sleep(0.0005)
+            time.sleep(every)
         return False
 
     def _kill_all(self, controller: "subprocess.Popen[bytes]") -> int:
@@ -202,9 +208,10 @@ class Growth:
     def new_lines(self) -> int:
         """Count them; a resume cuts steps off, which does not count."""
         sizes = self._look()
-        grown = [path for path, size in sizes.items() if size > self._sizes.get(path, 0)]
-        self._lines += len(grown)
-        self.grown |= {path.parent.name for path in grown}
+        for path, size in sizes.items():
+            if size > (before := self._sizes.get(path, 0)):
+                self._lines += path.read_bytes()[before:size].count(b"\n")
+                self.grown.add(path.parent.name)
         self._sizes = sizes
         return self._lines
 

@@ -215,3 +215,19 @@ def test_guessed_number_of_classes_is_held_against_labels_only(tmp_path: Path) -
     told = refused(tmp_path, classes={"train": (), "val": ()}, method=method)
     assert "num_classes" not in told
     assert "has no labels, which the probes need" in told
+
+
+def test_sections_of_one_name_are_told_apart_by_the_keys_that_differ(tmp_path: Path) -> None:
+    path = write_sweep(tmp_path)
+    values = yaml.safe_load(path.read_text())
+    wide, soft = ({"name": "simclr", "embed_dim": 8, "hidden_dim": 16, "temperature": each} for each in (0.1, 0.5))
+    values["space"] = {
+        "method, train.stages": [[wide, {}], [soft, {}], [{"name": "barlow_twins"}, {}]],
+        "method.embed_dim": [4, 8],
+    }
+    path.write_text(yaml.safe_dump(values, sort_keys=False))
+    assignments = [trial.assignment for trial in load_source(path, "sweep", identity=identity).trials]
+    assert assignments[1] == {"method": "simclr", "method.temperature": 0.1, "method.embed_dim": 8}
+    assert list(assignments[1]) == ["method", "method.temperature", "method.embed_dim"]
+    assert assignments[2] == {"method": "simclr", "method.temperature": 0.5, "method.embed_dim": 4}
+    assert assignments[4] == {"method": "barlow_twins", "method.embed_dim": 4}
