@@ -16,7 +16,8 @@ from ssl_methods.indicators import embedding_std
 from ssl_methods.losses.dino import dino_loss, updated_centre
 from ssl_methods.losses.region import RegionLoss, region_loss
 from ssl_methods.method import Method, Progress, StepOutput
-from ssl_methods.self_distillation import NUM_LARGE, TeacherSchedule, batches_by_size, by_view, check_large_views
+from ssl_methods.multi_crop import NUM_LARGE, batches_by_size, by_view, check_large_views
+from ssl_methods.self_distillation import TeacherSchedule
 
 PUBLISHED_BATCH = 512
 Region = Literal["always", "never", "last_stage"]

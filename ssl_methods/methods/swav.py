@@ -1,7 +1,6 @@
 """SwAV: swapped prediction of cluster assignments between crops."""
 
 from collections.abc import Sequence
-from itertools import groupby
 from typing import Annotated, ClassVar
 
 import torch
@@ -16,9 +15,8 @@ from ssl_methods.heads import UnitLinear, build_projector
 from ssl_methods.indicators import embedding_std, entropy
 from ssl_methods.losses.swav import sinkhorn, swav_loss
 from ssl_methods.method import Method, Progress, StepOutput
+from ssl_methods.multi_crop import NUM_LARGE, batches_by_size, check_large_views
 from ssl_methods.queue import NegativeQueue
-
-NUM_LARGE = 2  # views whose codes are predicted
 
 
 class SwAV(Method):
@@ -92,8 +90,7 @@ class SwAV(Method):
 
     def check_batches(self, *, num_views: int, global_batch: int, num_ranks: int = 1) -> None:
         """Refuse recipes without two large views, and a global batch that does not divide the queue."""
-        if num_views < NUM_LARGE:
-            raise ValueError(f"views: this method takes 2 large ones and any small ones, the recipe makes {num_views}")
+        check_large_views(num_views)
         for queue in self._queues():
             queue.check_batch(global_batch)
 
@@ -117,8 +114,7 @@ class SwAV(Method):
         """Return the loss under the codes of batch and queue, then put the large crops' embeddings into the queue."""
         batch = len(views[0])
         self.check_batches(num_views=len(views), global_batch=batch * world_size())
-        by_size = groupby(views, key=lambda view: view.shape)
-        features = torch.cat([self.backbone(torch.cat(list(same))) for _, same in by_size])
+        features = torch.cat([self.backbone(same) for same in batches_by_size(views)])
         embeddings = F.normalize(self.projector(features), dim=1)
         scores = self.prototypes(embeddings).view(len(views), batch, -1)
         codes = self._codes(scores[:NUM_LARGE].detach())

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import lightly.loss as peer
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -20,8 +21,6 @@ from ssl_methods.losses.vicreg import vicreg_loss
 from tests.distributed import run_on_ranks
 from tests.ssl_methods.gradients import value_and_gradient
 from tests.ssl_methods.inputs import closed_views, random_views
-
-peer = pytest.importorskip("lightly.loss", reason="needs `pip install orchestrate-ssl[parity]`")
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 DIM = 16

@@ -16,7 +16,7 @@ from ssl_methods.losses.dino import dino_loss
 from ssl_methods.losses.region import region_loss
 from ssl_methods.method import Progress
 from ssl_methods.methods.esvit import EsViT
-from ssl_methods.self_distillation import NUM_LARGE
+from ssl_methods.multi_crop import NUM_LARGE
 
 CLASSES = 32
 ADAMW = AdamWConfig(name="adamw", lr=0.01, weight_decay=0.1)
