@@ -13,6 +13,9 @@ import torch
 import torch.distributed as dist
 from torch.multiprocessing import start_processes
 
+# What the ranks of some test import; optimizers and DistributedDataParallel import torch._dynamo.
+PRELOADED = ["tests.distributed", "torch", "torch._dynamo", "torchvision", "deepspeed"]
+
 
 def run_on_ranks(world_size: int, function: Callable[..., Any], *args: Any) -> list[Any]:
     """Call `function(*args)` on `world_size` new processes joined in a gloo group; return the results in rank order.
@@ -21,8 +24,8 @@ def run_on_ranks(world_size: int, function: Callable[..., Any], *args: Any) -> l
     rank is raised here with that rank's traceback. The ranks run on one thread each, and find their number with
     `torch.distributed.get_rank()`.
     """
-    # forked from a server that has imported torch: 0.1 s a rank instead of 3 s
-    multiprocessing.get_context("forkserver").set_forkserver_preload(["tests.distributed", "torch", "torch.nn"])
+    # forked from a server that has imported all that is slow: 0.1 s a rank instead of 5 s
+    multiprocessing.get_context("forkserver").set_forkserver_preload(PRELOADED)
     with tempfile.TemporaryDirectory() as folder:
         start_processes(
             _run_rank, args=(world_size, folder, function, args), nprocs=world_size, start_method="forkserver"

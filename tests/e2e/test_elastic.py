@@ -15,8 +15,8 @@ from safetensors.torch import load_file
 from orchestrate.runs import RunDir
 from tests.e2e.conftest import made_run
 
-STEPS = 60
-STOPS = {2: 15, 4: 30, 1: 45}  # ranks: stopped after at least so many steps
+STEPS = 40
+STOPS = {2: 10, 4: 20, 1: 30}  # ranks: stopped after at least so many steps
 
 
 def staged_run(folder: Path, sweep: Path, zero_stage: int) -> RunDir:
@@ -57,7 +57,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, sweep_file: Path) -> l
     return log_of(run)
 
 
-@pytest.mark.parametrize("zero_stage", [0, 1, 2])
+@pytest.mark.parametrize("zero_stage", [0, 2])
 def test_batches_and_loss_go_on_through_other_numbers_of_ranks(
     zero_stage: int, sweep_file: Path, tmp_path: Path, undisturbed: list[dict[str, Any]]
 ) -> None:
@@ -68,7 +68,7 @@ def test_batches_and_loss_go_on_through_other_numbers_of_ranks(
     log = log_of(run)
     assert [step["step"] for step in log] == list(range(1, STEPS + 1))
     assert [step["batch"] for step in log] == [step["batch"] for step in undisturbed]
-    # Sums over other ranks round differently by 1e-7 of the loss, which 60 steps of AdamW amplify to about 1e-4.
+    # Sums over other ranks round differently by 1e-7 of the loss, which 40 steps of AdamW amplify to about 1e-4.
     assert [step["loss"] for step in log] == pytest.approx([step["loss"] for step in undisturbed], rel=1e-3)
 
 

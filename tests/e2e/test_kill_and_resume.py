@@ -20,7 +20,7 @@ def test_every_method_killed_and_taken_up_again_ends_byte_identical(datasets: Pa
     sweep.write_text(yaml.safe_dump(values))
     quiet, disturbed = tmp_path / "undisturbed", tmp_path / "disturbed"
     orchestrate("sweep", sweep, "--cluster", cluster, "--runs", quiet, timeout=600)
-    kills = Disturbance(sweep, cluster, disturbed, random.Random(0)).run_each(steps=20)
+    kills = Disturbance(sweep, cluster, disturbed, random.Random(0)).run_each(steps=13)
     rows = compare(quiet, disturbed)
     assert all(row["same"] and row["attempts"] > 1 for row in rows), rows
     assert len(rows) == kills.total() == 13

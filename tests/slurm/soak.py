@@ -73,8 +73,9 @@ def kinds(outage_seconds: float) -> list[Case]:
 
 
 def draw(rng: random.Random, *, num_faults: int, num_trials: int, outage_seconds: float) -> list[list[Case]]:
-    """Deal random faults to trials, nearly the same number to each."""
-    drawn = [rng.choice(kinds(outage_seconds)) for _ in range(num_faults)]
+    """Deal random faults to trials, nearly the same number to each, and no kind again before there was each."""
+    every = kinds(outage_seconds)
+    drawn = [case for _ in range(0, num_faults, len(every)) for case in rng.sample(every, len(every))][:num_faults]
     return [drawn[index::num_trials] for index in range(num_trials)]
 
 

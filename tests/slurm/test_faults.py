@@ -1,6 +1,6 @@
 """Trainings on a real Slurm that are hit again and again end with the same bytes as one that is not.
 
-Several trials, on a cluster with accounting and on one without, are the same training (they differ in their probes).
+Several trials are the same training (they differ in their probes).
 Each is hit by several faults in turn: the next one as soon as the attempt after the last one trains.
 """
 
@@ -18,7 +18,8 @@ from tests.slurm.studies import STEPS, Study
 pytestmark = [pytest.mark.timeout(600)]
 
 
-# One list a trial. Without accounting, and with a signal before a preemption:
+# One list a trial, without accounting and with a signal before a preemption. The soak hits trials by every fault with
+# accounting and SIGTERM before a preemption.
 PLAIN = [
     [
         Case("lost second node", faults.lose_node(1), Cause.NODE),
@@ -29,20 +30,6 @@ PLAIN = [
         Case("frozen rank", faults.freeze_rank, Cause.HANG),
         Case("preempted with a signal", faults.preempt, Cause.PREEMPTED),
         Case("damaged checkpoint", faults.damage_checkpoint, Cause.INFRASTRUCTURE),
-    ],
-]
-# With accounting, and SIGTERM before a preemption:
-ACCOUNTED = [
-    [
-        Case("lost first node", faults.lose_node(0), Cause.NODE),
-        Case("TERM", faults.send("TERM"), Cause.PREEMPTED),
-        Case("USR2", faults.send("USR2"), Cause.PREEMPTED),
-    ],
-    [
-        Case("hanging loader", faults.hang_loader, Cause.HANG),
-        Case("preempted without a signal", faults.preempt, Cause.PREEMPTED),
-        Case("requeue", faults.requeue, Cause.PREEMPTED),
-        Case("slurmctld away", faults.lose_controller(), Cause.PREEMPTED),
     ],
 ]
 # A training of 96 s is asked to save after 90 s; a deaf one hears nothing before its limit of a minute.
@@ -64,7 +51,7 @@ def storms(
         system = {"hang_minutes": 30} if name == "deaf" else {}
         return Storm(Study(folder / name, cluster, data, name, probes, changes, system), plan)
 
-    first = {"plain": 1, "accounted": 11, "limited": 21, "deaf": 31}
+    first = {"plain": 1, "limited": 21, "deaf": 31}
     found = {
         "limited": storm(
             "limited",
@@ -74,7 +61,6 @@ def storms(
             environment={"PACE_SECONDS": "0.1"},
         ),
         "deaf": storm("deaf", slurm, DEAF, slurm={"time_minutes": 1, "lead_seconds": 10}),
-        "accounted": storm("accounted", slurm_accounting, ACCOUNTED),
         "plain": storm("plain", slurm, PLAIN),
     }
     yield found
@@ -82,7 +68,7 @@ def storms(
         each.end()
 
 
-PLANS = {"plain": PLAIN, "accounted": ACCOUNTED, "deaf": DEAF, "limited": LIMITED}
+PLANS = {"plain": PLAIN, "deaf": DEAF, "limited": LIMITED}
 TRIALS = [
     pytest.param(place, index, id=", ".join(case.name for case in cases))
     for place, plan in PLANS.items()

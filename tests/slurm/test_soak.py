@@ -1,4 +1,4 @@
-"""Twenty random faults over six trials in one run. The long version is scripts/soak."""
+"""Twenty random faults, each kind among them, over six trials in one run. The long version is scripts/soak."""
 
 import random
 from pathlib import Path
@@ -19,13 +19,16 @@ def test_sweep_under_twenty_faults_loses_nothing_and_repeats_nothing(
 ) -> None:
     rng = random.Random(SEED)
     plan = soak.draw(rng, num_faults=20, num_trials=6, outage_seconds=OUTAGE_SECONDS)
-    storm = soak.start(slurm_accounting, tmp_path, data, plan, rng=rng, parallel=3, patience=500.0)
+    storm = soak.start(slurm_accounting, tmp_path, data, plan, rng=rng, parallel=4, patience=500.0)
     try:
-        hits = [hit for index in range(len(plan)) for hit in storm.outcome(index)[1]]
+        outcomes = [storm.outcome(index) for index in range(len(plan))]
         assert storm.controller.wait() == 0, storm.study.story()
     finally:
         storm.end()
-    assert len(hits) == 20
     assert soak.problems(storm.study, reference) == []
+    hits = [(trial, case, number) for trial, cases in outcomes for case, number in cases]
+    assert len(hits) == 20
+    assert {case.name for _, case, _ in hits} == {case.name for case in soak.kinds(OUTAGE_SECONDS)}
+    assert [trial.causes().get(number) for trial, _, number in hits] == [case.cause for _, case, _ in hits]
     for ledger in soak.ledgers(storm.study):
         assert 0 < ledger.useful < ledger.total == pytest.approx(ledger.useful + ledger.wasted)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from orchestrate.launchers.slurm_commands import Answer
-from tests.slurm.simulated_trial import Fate, PlayedRun, Script
+from tests.sweep.simulated_trial import Fate, PlayedRun, Script
 
 SHOWN_SECONDS = 300.0
 HOLD_SECONDS = 121.0

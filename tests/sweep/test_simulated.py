@@ -19,8 +19,8 @@ from orchestrate.sweep.observe import observe
 from orchestrate.sweep.observed import Observed, ledger_of, rank_hours
 from orchestrate.sweep.record import SweepRecord, TrialEntry
 from orchestrate.sweep.standing import State
-from tests.slurm.simulated import ControllerDiedError, Odds, SimulatedSlurm
-from tests.slurm.simulated_trial import BEAT_SECONDS, STEP_SECONDS, STEPS, Fate
+from tests.sweep.simulated import ControllerDiedError, Odds, SimulatedSlurm
+from tests.sweep.simulated_trial import BEAT_SECONDS, STEP_SECONDS, STEPS, Fate
 
 RANKS = 2
 MISHAPS = ("saves", "killed", "node lost", "time limit", "error", "hangs")
