@@ -26,6 +26,7 @@ from orchestrate.launchers.base import (
 )
 from orchestrate.launchers.slurm_arrays import ArrayFolders
 from orchestrate.launchers.slurm_commands import Commands, SlurmCommands, why_silent
+from orchestrate.launchers.slurm_queue import RELEASE_SECONDS
 from orchestrate.launchers.slurm_refusals import refusal
 from orchestrate.launchers.slurm_script import (
     SCRIPT_NAME,
@@ -249,7 +250,7 @@ class SlurmLauncher:
             self._commands.run("scontrol", "release", ",".join(some))
         for some in _chunks(sorted(asked - failed)):
             # Refused for a job that has started meanwhile; without an answer the hold ends by itself.
-            self._commands.run("scontrol", "update", f"JobId={','.join(some)}", "StartTime=now")
+            self._commands.run("scontrol", "update", f"JobId={','.join(some)}", f"StartTime=now+{RELEASE_SECONDS:.0f}")
 
     def cancel(self, jobs: Iterable[str]) -> None:
         """Ask jobs to save and stop, and drop those of the same names that wait.

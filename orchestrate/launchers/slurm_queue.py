@@ -46,6 +46,9 @@ FINAL_STATES = frozenset(
 _LAUNCH_FAILED = "launch_failed_requeued_held"
 _HELD_REASONS = frozenset({"jobhelduser", "jobheldadmin", _LAUNCH_FAILED})
 _HELD_STATES = frozenset({"REQUEUE_HOLD", "SPECIAL_EXIT"})
+# A requeued job is released to begin so much later: Slurm revokes the credentials of the second in which it requeues,
+# and a job that begins in that second fails on nodes that it had: "Job credential revoked".
+RELEASE_SECONDS = 3.0
 # A preempted job that is to come back is shown so until its nodes are clean.
 _REQUEUE_SECONDS = 60.0
 
@@ -82,10 +85,10 @@ class Row:
         """Whether processes of it may exist."""
         return self.state in RUNNING_STATES
 
-    @property
-    def held(self) -> bool:
-        """Whether it only waits for the begin time that a requeue has set."""
-        return self.state == "PENDING" and self.reason == "BeginTime" and self.restarts > 0
+    def held(self, now: float) -> bool:
+        """Whether it only waits for the begin time that a requeue has set, two minutes away, and was not released."""
+        far = self.start is None or self.start - now > 2 * RELEASE_SECONDS
+        return self.state == "PENDING" and self.reason == "BeginTime" and self.restarts > 0 and far
 
     @property
     def launch_failed(self) -> bool:

@@ -182,7 +182,9 @@ def _live(sight: Sight, row: Row) -> JobState:
         why = f" ({row.reason})" if row.reason not in ("", "None") else ""
         evidence = f"squeue: job {row.job} is {row.state}{why}"
         return replace(
-            JobState(Phase.QUEUED, row.job, sight.next_attempt, evidence, held=row.held, verdicts=sight.verdicts),
+            JobState(
+                Phase.QUEUED, row.job, sight.next_attempt, evidence, held=row.held(sight.now), verdicts=sight.verdicts
+            ),
             **_hold(sight, row),
         )
     own = [run for run in sight.runs if run.is_run_of(row)]

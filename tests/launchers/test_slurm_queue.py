@@ -67,7 +67,7 @@ def test_every_job_of_the_queue_is_read(queue: dict[str, Row]) -> None:
 def test_times_nodes_and_restarts_are_read(queue: dict[str, Row]) -> None:
     done, requeued, preempted = queue["1"], queue["3"], queue["16"]
     assert (done.start, done.end, done.nodes) == (1795449491.0, 1795449491.0, ("m1", "m2"))
-    assert (requeued.restarts, requeued.reason, requeued.held) == (1, "BeginTime", True)
+    assert (requeued.restarts, requeued.reason, requeued.held(1795449497.0)) == (1, "BeginTime", True)
     assert (requeued.submitted, requeued.nodes) == (1795449496.0, ())
     assert (preempted.preempted, preempted.nodes) == (1795449501.0, ("m3", "m4"))
     assert queue["15"].reason == "Dependency"

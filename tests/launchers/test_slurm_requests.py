@@ -17,7 +17,7 @@ from tests.launchers.slurm_text import DEAD, NAME, NOW, TRIAL, TextSlurm, config
 
 def test_hold_of_a_requeue_is_cleared(runs: Path, slurm: TextSlurm) -> None:
     launcher(runs, slurm).release(["7", "8_1"])
-    assert slurm.last("scontrol") == ("scontrol", "update", "JobId=7,8_1", "StartTime=now")
+    assert slurm.last("scontrol") == ("scontrol", "update", "JobId=7,8_1", "StartTime=now+3")
 
 
 def test_thousands_of_ids_do_not_make_one_command_line(runs: Path, slurm: TextSlurm) -> None:
@@ -244,7 +244,7 @@ def test_hold_of_a_failed_launch_is_released_and_that_of_a_requeue_ended(runs: P
     assert {state.held for state in jobs.poll([NAME, "oc-b"]).values()} == {True}
     jobs.release(["7", "8"])
     asked = [words[1:] for words in slurm.asked if words[0] == "scontrol"]
-    assert asked == [("release", "7"), ("update", "JobId=8", "StartTime=now")]
+    assert asked == [("release", "7"), ("update", "JobId=8", "StartTime=now+3")]
 
 
 def test_questions_that_accounting_did_not_answer_do_not_count(runs: Path, slurm: TextSlurm) -> None:

@@ -80,7 +80,8 @@ def test_preempted_job_is_queued_until_its_nodes_are_clean() -> None:
 
 
 def test_requeued_job_is_held_only_for_its_begin_time() -> None:
-    assert state_of([row("PENDING", restarts=1, reason="BeginTime")], [run()]).held
+    assert state_of([row("PENDING", restarts=1, reason="BeginTime", start=NOW + 100)], [run()]).held
+    assert not state_of([row("PENDING", restarts=1, reason="BeginTime", start=NOW + 3)], [run()]).held  # released
     assert not state_of([row("PENDING", reason="BeginTime")], []).held  # the user's own --begin
     assert not state_of([row("PENDING", restarts=1, reason="Priority")], [run()]).held
     assert not state_of([row("REQUEUE_HOLD", restarts=1, reason="JobHeldUser")], [run()]).held

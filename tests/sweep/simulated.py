@@ -309,9 +309,11 @@ class SimulatedSlurm:
     def _scontrol(self, words: tuple[str, ...]) -> Answer:
         if words[0] == "update":
             ids = next(word for word in words if word.startswith("JobId=")).removeprefix("JobId=")
+            delay = float(words[-1].removeprefix("StartTime=now+"))
             for number in map(int, ids.split(",")):
                 if self.jobs[number].state == "PENDING":
-                    self.jobs[number].begins = self.now
+                    self.jobs[number].begins = self.now + delay
+                    self.after(delay, lambda: None)
         return Answer(0)
 
     def bills_by_name(self) -> dict[str, list[Bill]]:
