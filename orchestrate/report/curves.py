@@ -6,14 +6,15 @@ import itertools
 import math
 import statistics
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from orchestrate.report.queries import TrialRow, flatten
 
 Cost = Literal["epochs", "images", "rank_seconds", "train_seconds"]
+EMBED_DIM = "method.embed_dim"
 # A curve has one line per method and embedding dimension; along it the budget changes, and seeds are averaged.
-_OWN_AXES = frozenset({"method.name", "method.embed_dim", "train.budget", "train.seed"})
+_OWN_AXES = frozenset({"method.name", EMBED_DIM, "train.budget", "train.seed"})
 
 
 @dataclass(frozen=True)
@@ -154,6 +155,42 @@ def budgets(curves: Iterable[Curve]) -> tuple[str, ...]:
 def dimensions(curves: Iterable[Curve]) -> tuple[int, ...]:
     """List the embedding dimensions of all curves."""
     return tuple(sorted({curve.line.embed_dim for curve in curves if curve.line.embed_dim is not None}))
+
+
+def number_axes(curves: Sequence[Curve]) -> tuple[str, ...]:
+    """List the swept numbers along which a figure can be drawn, the embedding dimension (`EMBED_DIM`) first.
+
+    These are the axes along which some line has two points: hidden widths, learning rates, temperatures.
+    """
+    names = (EMBED_DIM, *sorted({axis for curve in curves for axis, _ in curve.line.variant}))
+    return tuple(name for name in names if any(len(along) > 1 for along in lines_along(curves, name).values()))
+
+
+def lines_along(curves: Iterable[Curve], axis: str) -> dict[Line, dict[float, Curve]]:
+    """Group curves that differ in one swept number alone, by rising number; key: their line without that axis.
+
+    A curve that has no number on this axis is left out.
+    """
+    found: dict[Line, dict[float, Curve]] = {}
+    for curve in curves:
+        line = curve.line
+        number: float | None
+        if axis == EMBED_DIM:
+            number, rest = line.embed_dim, replace(line, embed_dim=None)
+        else:
+            number = _number(dict(line.variant).get(axis, ""))
+            rest = replace(line, variant=tuple(pair for pair in line.variant if pair[0] != axis))
+        if number is not None:
+            found.setdefault(rest, {})[float(number)] = curve
+    return {line: dict(sorted(numbers.items())) for line, numbers in found.items()}
+
+
+def _number(text: str) -> float | None:
+    try:
+        number = float(text)
+    except ValueError:
+        return None
+    return number if math.isfinite(number) else None
 
 
 def best_at_largest_budget(curves: Sequence[Curve], goal: str) -> tuple[Curve, Point] | None:

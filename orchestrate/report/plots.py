@@ -1,16 +1,16 @@
-"""Figures: accuracy against what was spent and against the embedding dimension, and the losses behind it."""
+"""Figures: accuracy against what was spent and against swept numbers, and the losses behind it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from orchestrate.report import ticks
-from orchestrate.report.curves import Baseline, Cost, Curve, Line, Spread, dimensions
+from orchestrate.report.curves import Baseline, Cost, Curve, Line, Spread, dimensions, lines_along
 from orchestrate.report.looks import RANDOM_INIT, RAW_PIXELS, Look, darken, lighten, line_looks, method_looks
 from orchestrate.report.svg import MUTED, PIXELS_PER_INCH, house_style, new_figure, to_inline_svg
-from orchestrate.report.wording import RANK_TIME, Metric, budget_name, line_name, printable
+from orchestrate.report.wording import RANK_TIME, Metric, axis_name, budget_name, line_name, printable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -105,12 +105,12 @@ def cost_panel(data: Data, shown: Sequence[Curve], cost: Cost, *, name: str, alt
         return to_inline_svg(figure, name=name, alt=alt)
 
 
-def dimension_panel(data: Data, budget: str, *, width: float, name: str, alt: str) -> str:
-    """Draw value against the embedding dimension at one budget, a line for each method; width in pixels."""
+def number_panel(data: Data, axis: str, budget: str, *, width: float, name: str, alt: str) -> str:
+    """Draw value against a swept number at one budget, a line for each method; width in pixels."""
     with house_style():
         figure = new_figure(width, PANEL_HEIGHT)
         axes = _framed(figure, right=_PANEL_MARGIN)
-        _draw_dimensions(axes, data, budget)
+        _draw_numbers(axes, data, axis, budget)
         _draw_frame(axes, data, f"After {printable(budget_name(budget), limit=30)}", weight="bold")
         _write_labels(axes, _baseline_labels(data, is_short=True))
         return to_inline_svg(figure, name=name, alt=alt)
@@ -166,15 +166,13 @@ def _draw_curves(axes: Axes, data: Data, shown: Sequence[Curve], *, cost: Cost) 
     axes.set_xlabel(COST_LABELS[cost])
 
 
-def _draw_dimensions(axes: Axes, data: Data, budget: str) -> None:
+def _draw_numbers(axes: Axes, data: Data, axis: str, budget: str) -> None:
     looks = method_looks(data.lines)
-    by_line: dict[Line, list[tuple[float, Spread]]] = {}
-    for curve in data.curves:
-        if curve.line.embed_dim is not None and (point := curve.at(budget)):
-            by_line.setdefault(replace(curve.line, embed_dim=None), []).append((curve.line.embed_dim, point.value))
-    for line, points in by_line.items():
-        _draw_line(axes, data, points, looks[line.method])
-    ticks.set_dimension_axis(axes, dimensions(data.curves))
+    lines = lines_along(data.curves, axis)
+    for line, curves in lines.items():
+        if points := [(number, point.value) for number, curve in curves.items() if (point := curve.at(budget))]:
+            _draw_line(axes, data, points, looks[line.method])
+    ticks.set_number_axis(axes, sorted({number for curves in lines.values() for number in curves}), axis_name(axis))
 
 
 def _draw_line(axes: Axes, data: Data, points: Sequence[tuple[float, Spread]], look: Look) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import get_args
 
 from orchestrate.report import plots, tables, wording
-from orchestrate.report.curves import Cost, Curve, best_per_method, budgets, dimensions, line_of
+from orchestrate.report.curves import EMBED_DIM, Cost, Curve, best_per_method, budgets, dimensions, line_of, number_axes
 from orchestrate.report.looks import RANDOM_INIT, RAW_PIXELS, Look, line_looks, method_looks
 from orchestrate.report.plots import Data
 from orchestrate.report.queries import Sweep, TrialRow, sample_losses
@@ -63,8 +63,9 @@ def metric_section(data: Data, *, goal: str, index: int) -> MetricSection:
     if len(shown) > plots.MAX_LABELLED_LINES:
         shown = best_per_method(data.curves, goal)[: plots.MAX_LABELLED_LINES]
     figures = [_epochs_figure(data, shown, name), _costs_figure(data, shown, name)]
-    if len(dimensions(data.curves)) > 1:
-        figures.append(_dimensions_figure(data, name))
+    figures += [
+        _numbers_figure(data, axis, f"{name}-along{number}") for number, axis in enumerate(number_axes(data.curves))
+    ]
     found = (
         tables.summary_table(data.curves, data.metric, goal),
         tables.efficiency_table(data.curves, data.metric, goal),
@@ -131,21 +132,22 @@ def _costs_figure(data: Data, shown: Sequence[Curve], name: str) -> Figure:
     return Figure(tuple(pictures), caption, legend=legend(data, shown))
 
 
-def _dimensions_figure(data: Data, name: str) -> Figure:
+def _numbers_figure(data: Data, axis: str, name: str) -> Figure:
     pictures, found = [], budgets(data.curves)
     columns = 2 if len(found) in (1, 2, 4) else 3
     width = plots.PANEL_WIDTH if columns == 3 else plots.BROAD_PANEL_WIDTH
     for index, budget in enumerate(found):
         points = {line_name(c.line): p.value.mean for c in data.curves if (p := c.at(budget))}
         values = ", ".join(f"{line} {data.metric.value(value)}" for line, value in points.items())
-        alt = f"{data.metric.label} against embedding dimension after {wording.budget_name(budget)}: {values}."
-        pictures.append(plots.dimension_panel(data, budget, width=width, name=f"{name}-dim{index}", alt=alt))
-    caption = f"{data.metric.title} against the embedding dimension, a panel for each budget. {_spread_note(data)}"
+        alt = f"{data.metric.label} against {wording.axis_name(axis)} after {wording.budget_name(budget)}: {values}."
+        pictures.append(plots.number_panel(data, axis, budget, width=width, name=f"{name}-{index}", alt=alt))
+    what = f"the {wording.axis_name(axis)}" if axis == EMBED_DIM else wording.axis_name(axis)
+    caption = f"{data.metric.title} against {what}, a panel for each budget. {_spread_note(data)}"
     return Figure(tuple(pictures), caption, columns, _method_legend(data))
 
 
 def _method_legend(data: Data) -> tuple[LegendGroup, ...]:
-    """Shorten the legend to one sample a method: along the dimension a line has no shade."""
+    """Shorten the legend to one sample a method: along a swept number a line has no shade."""
     looks = method_looks(data.lines)
     names = dict.fromkeys(curve.line.method for curve in data.curves)
     methods = LegendGroup("", tuple(LegendEntry(looks[name], name) for name in names))

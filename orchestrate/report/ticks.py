@@ -78,12 +78,12 @@ def set_cost_axis(axes: Axes, cost: Cost, values: Sequence[float]) -> None:
     _set_marks(axes, marks, _names(marks, cost, logarithmic=logarithmic))
 
 
-def set_dimension_axis(axes: Axes, dimensions: Sequence[int]) -> None:
-    """Scale and label the x axis for embedding dimensions, each of them marked."""
-    logarithmic = len(dimensions) > 2 or is_log(dimensions)
-    _set_scale(axes, dimensions[0], dimensions[-1], logarithmic=logarithmic)
-    _set_marks(axes, dimensions, [str(dim) for dim in dimensions])
-    axes.set_xlabel("embedding dimension")
+def set_number_axis(axes: Axes, numbers: Sequence[float], label: str) -> None:
+    """Scale and label the x axis for a swept number, such as the embedding dimension; each value is marked."""
+    logarithmic = numbers[0] > 0 and (len(numbers) > 2 or is_log(numbers))
+    _set_scale(axes, numbers[0], numbers[-1], logarithmic=logarithmic)
+    _set_marks(axes, numbers, [minus(f"{number:.10g}") for number in numbers])
+    axes.set_xlabel(label)
 
 
 def set_value_axis(axes: Axes, limits: tuple[float, float], *, is_percent: bool) -> None:

@@ -8,7 +8,7 @@ import unicodedata
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from orchestrate.report.curves import Line, Spread
+from orchestrate.report.curves import EMBED_DIM, Line, Spread
 
 NONE = "\N{EN DASH}"
 TIMES = "\N{MULTIPLICATION SIGN}"
@@ -16,6 +16,11 @@ RANK_TIME = f"time {TIMES} ranks"  # compute: wall-clock time, once for each ran
 SPACE = "\N{NO-BREAK SPACE}"  # between a number and its unit
 _FRACTIONS = {"accuracy": "accuracy", "top1": "top-1 accuracy", "top5": "top-5 accuracy"}
 _DAY = 86400
+
+
+def axis_name(axis: str) -> str:
+    """Name a swept axis on a figure: the embedding dimension in words, others by their key without `method.`."""
+    return "embedding dimension" if axis == EMBED_DIM else axis.removeprefix("method.")
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 
 from orchestrate.report.curves import (
+    EMBED_DIM,
     Curve,
     Line,
     Point,
@@ -15,6 +17,8 @@ from orchestrate.report.curves import (
     build_curves,
     efficiency_ratio,
     gain_per_doubling,
+    lines_along,
+    number_axes,
     reach,
     spread,
     target_for_gain,
@@ -119,6 +123,21 @@ def test_baselines_are_per_backbone_and_raw_pixels_have_none(sweep: FakeSweep) -
 
 def test_budgets_are_ordered_by_epochs_and_not_by_name() -> None:
     assert budgets([curve({100: 0.6, 25: 0.5}), curve({5: 0.4})]) == ("5ep", "25ep", "100ep")
+
+
+def test_lines_along_a_swept_number_differ_in_nothing_else() -> None:
+    def varied(method: str, dim: int, **variant: str) -> Curve:
+        return replace(curve({10: 0.5}), line=Line(method, dim, tuple(sorted(variant.items()))))
+
+    lr = {"1.0": varied("a", 8, lr="1.0", kind="x"), "0.5": varied("a", 8, lr="0.5", kind="x")}
+    others = [varied("a", 8, lr="1.0", kind="y"), varied("b", 8), varied("b", 16), varied("c", 8, lr="fast")]
+    curves = [*lr.values(), *others]
+    assert number_axes(curves) == (EMBED_DIM, "lr")
+    along = lines_along(curves, "lr")
+    assert list(along[Line("a", 8, (("kind", "x"),))].items()) == [(0.5, lr["0.5"]), (1.0, lr["1.0"])]
+    assert [line.method for line in along] == ["a", "a"]
+    assert list(lines_along(curves, EMBED_DIM)[Line("b", None)]) == [8.0, 16.0]
+    assert number_axes(others[:1]) == ()
 
 
 def test_best_is_taken_at_the_largest_budget_only() -> None:

@@ -6,8 +6,9 @@ from xml.etree import ElementTree
 import pytest
 
 from orchestrate.report import looks, plots, ticks
-from orchestrate.report.curves import Line, build_baselines, build_curves, line_of
+from orchestrate.report.curves import EMBED_DIM, Line, build_baselines, build_curves, line_of
 from orchestrate.report.plots import Data
+from orchestrate.report.sections import metric_section
 from orchestrate.report.svg import house_style, new_figure, to_inline_svg
 from orchestrate.report.wording import Metric
 from tests.report.conftest import METRIC, FakeSweep
@@ -39,9 +40,19 @@ def test_epochs_are_marked_at_the_budgets_on_a_logarithmic_axis(data: Data) -> N
     assert {"2", "5", "10", "20"} <= set(found)
 
 
-def test_dimension_panel_marks_the_dimensions_and_names_the_budget(data: Data) -> None:
-    found = texts(plots.dimension_panel(data, "10ep", width=336, name="a", alt="b"))
+def test_panel_of_numbers_marks_the_dimensions_and_names_the_budget(data: Data) -> None:
+    found = texts(plots.number_panel(data, EMBED_DIM, "10ep", width=336, name="a", alt="b"))
     assert {"64", "256", "1024", "After 10 epochs"} <= set(found)
+
+
+def test_panel_is_drawn_along_any_swept_number(sweep: FakeSweep) -> None:
+    for width in (32, 128, 512):
+        sweep.finish(sweep.add("a", 64, 10, 0, method__hidden_dim=width), 0.5 + width / 2000)
+    data = data_of(sweep)
+    section = metric_section(data, goal="max", index=0)
+    assert section.figures[-1].caption.startswith("Top-1 accuracy against hidden_dim, a panel for each budget.")
+    (panel,) = section.figures[-1].pictures
+    assert {"32", "128", "512", "hidden_dim", "After 10 epochs"} <= set(texts(panel))
 
 
 def test_value_limits_hold_every_seed_and_baseline(data: Data) -> None:
