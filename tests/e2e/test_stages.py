@@ -149,6 +149,7 @@ def test_two_evaluations_of_a_trial_never_work_at_once(trained: RunDir, tmp_path
     run = copy_of(trained, tmp_path)
     first = start(run, "evaluate")
     _wait_until(lambda: run.evaluation.status_file.exists(), first)
+    first.send_signal(signal.SIGSTOP)  # else it may be done before the other has imported torch
     assert "another process works on it" in work(run, "evaluate", ends_with=74)
     first.kill()
     first.communicate()
