@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Collection, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from functools import partial
@@ -108,7 +108,7 @@ class TrainStream(Iterator[Batch]):
         self._found: dict[int, Damage] = {}  # in this stream, by sample id
         self._reported: set[int] = set()  # of these, by batches that were given out
         self._retries = 0.0
-        self._steps, self._pending = count(start_step), deque[_Pending]()
+        self._steps, self._pending, self._closed = count(start_step), deque[_Pending](), False
         self._threads, self._processes = _pools(loading, self._maker)
 
     def __next__(self) -> Batch:
@@ -118,13 +118,22 @@ class TrainStream(Iterator[Batch]):
             StorageError: the store does not answer: go on later.
             DataError: a shard is missing or was changed, or all neighbours of a sample are unusable.
             StopIteration: the stream was closed.
+            CancelledError: the stream was closed by another thread meanwhile.
         """
+        if self._closed:
+            raise StopIteration
         tasks = -(-self._rows // _ROWS_PER_TASK)
         # Enough tasks to keep all workers busy while a batch waits to be taken, and at least one batch beyond.
         depth = 2 + 2 * self._loading.workers // tasks if self._threads else 1
-        while len(self._pending) < depth:
-            self._pending.append(self._start(next(self._steps)))
-        return self._pending.popleft().finish()
+        try:
+            while len(self._pending) < depth:
+                self._pending.append(self._start(next(self._steps)))
+            return self._pending.popleft().finish()
+        except Exception as error:
+            if not self._closed:
+                raise
+            # Which of the pools, the plan and the store was found closed first depends on who was faster.
+            raise CancelledError from error
 
     def new_retries(self) -> float:
         """Count what was asked for again since the last call: failed and lagging requests, samples that were wrong."""
@@ -134,8 +143,8 @@ class TrainStream(Iterator[Batch]):
 
     def close(self) -> None:
         """Stop the workers and wait for what they are at; safe to call twice."""
-        self._steps = iter(())  # type: ignore[assignment]
-        for pending in self._pending:
+        self._closed = True
+        for pending in list(self._pending):  # which a taker in another thread may still add to
             pending.cancel()
         self._pending.clear()
         self.source.close()

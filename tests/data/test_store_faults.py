@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import CancelledError
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -130,6 +131,24 @@ def test_a_stream_closes_at_once_while_the_store_is_silent(
     taker.join(PROMPT_SECONDS)
     # A taker that waits is told so; one that still asked for more, as on a busy machine, finds the stream at its end.
     assert [type(error).__name__ for error in ended] in (["CancelledError"], ["StopIteration"])
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_who_asks_a_stream_for_more_while_it_closes_is_told_so(
+    url: str, monkeypatch: pytest.MonkeyPatch, workers: int
+) -> None:
+    opened = stream(url, loading=Loading(workers=workers))
+    batch = opened.order.batch
+
+    def close_first(step: int) -> object:
+        opened.close()
+        return batch(step)
+
+    monkeypatch.setattr(opened.order, "batch", close_first)
+    with pytest.raises(CancelledError):
+        next(opened)
+    with pytest.raises(StopIteration):
+        next(opened)
 
 
 def test_an_evaluation_ends_with_its_error_while_the_store_is_silent(
