@@ -70,7 +70,8 @@ class Cluster:
         self.accounting = accounting
         self._options = ["--nodes", str(nodes), "--prefix", "a" if accounting else "m"]
         self._options += ["--accounting"] * accounting + ["--no-preempt-signal"] * (not preempt_signal)
-        self._one_outage = threading.Lock()
+        # slurmctld is not killed between a request and its answer: scontrol would call one that was granted refused.
+        self._controller_wanted = threading.RLock()
         self.environment = {"SLURM_CONF": str(folder / "slurm.conf")}
 
     def up(self) -> None:
@@ -106,6 +107,11 @@ class Cluster:
             if not (check and silent and time.monotonic() < ends):
                 assert not check or done.returncode == 0, f"{command}: {done.stderr}"
                 return done.stdout
+
+    def change(self, *command: object) -> str:
+        """Run a command that changes something, as `run` does, while no test takes slurmctld away."""
+        with self._controller_wanted:
+            return self.run(*command)
 
     # What there is
 
@@ -180,7 +186,7 @@ class Cluster:
     @contextlib.contextmanager
     def without_controller(self) -> Iterator[None]:
         """Take slurmctld away for a while."""
-        with self._one_outage:
+        with self._controller_wanted:
             self.stop_controller()
             try:
                 yield
@@ -201,15 +207,15 @@ class Cluster:
         """Let a job of the partition `high` take whole nodes for a while; return its id."""
         where = (f"--nodes={len(nodes)}", f"--nodelist={','.join(nodes)}", "--exclusive")
         what = ("--parsable", "--partition=high", "--output=/dev/null", "--job-name=urgent")
-        return self.run("sbatch", *what, *where, f"--wrap=sleep {seconds}").strip()
+        return self.change("sbatch", *what, *where, f"--wrap=sleep {seconds}").strip()
 
     def requeue(self, job: str) -> None:
         """`scontrol requeue`."""
-        self.run("scontrol", "requeue", job)
+        self.change("scontrol", "requeue", job)
 
     def signal(self, job: str, name: str) -> None:
         """`scancel --signal`."""
-        self.run("scancel", f"--signal={name}", job)
+        self.change("scancel", f"--signal={name}", job)
 
     def send_preempt_signal(self, wanted: bool) -> None:
         """Turn `preempt_send_user_signal` on or off for the jobs that start from now on."""
@@ -217,7 +223,7 @@ class Cluster:
         line = "SlurmctldParameters=preempt_send_user_signal"
         text = re.sub(rf"^#?{line}\n|^\n", "", path.read_text(), flags=re.MULTILINE)
         path.write_text(text + line + "\n" if wanted else text)
-        self.run("scontrol", "reconfigure")
+        self.change("scontrol", "reconfigure")
 
 
 def _pids() -> list[int]:
