@@ -215,11 +215,9 @@ class Controller:
     def __init__(self, study: Study, arguments: Sequence[str], environment: Mapping[str, str]) -> None:
         self._study = study
         self.log = study.folder / f"shell-{len(list(study.folder.glob('shell-*.log'))) + 1}.log"
-        orchestrate = (sys.executable, "-m", "orchestrate")
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
-                # Under nohup SIGHUP is ignored, and would be here too.
-                ["env", "--default-signal=HUP", *orchestrate, *arguments, "--runs", str(study.runs)],
+                [sys.executable, "-m", "orchestrate", *arguments, "--runs", str(study.runs)],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
