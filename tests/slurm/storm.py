@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from orchestrate.sweep.causes import Cause
 from tests.slurm.cluster import PATIENCE_SECONDS
 from tests.slurm.faults import Fault
+from tests.slurm.pace import crawl_file
 from tests.slurm.studies import Controller, Study, Trial
 
 # Two checkpoints lie five steps apart: some steps are lost, some are kept.
@@ -29,6 +30,8 @@ Hits = list[tuple[Case, int]]
 class Storm:
     """A sweep under faults: the next one hits a trial as soon as the attempt after the last one trains.
 
+    A trial crawls (see `tests.slurm.pace`) until it has had its last one.
+
     Args:
         study: not started yet.
         plan: the faults of each trial.
@@ -46,6 +49,9 @@ class Storm:
     ) -> None:
         self.study = study
         self._steps, self._patience = steps, patience
+        for trial in study.trials:
+            trial.run.path.mkdir(parents=True)
+            crawl_file(trial.run.path).touch()
         self.controller: Controller = study.start()
         self._pool = ThreadPoolExecutor(len(plan))
         self._hits: list[Future[Hits]] = [
@@ -59,6 +65,7 @@ class Storm:
             attempt = trial.wait_for_training(after=after, steps=self._steps(), patience=self._patience)
             hits.append((case, attempt.number))
             case.fault(trial, attempt)
+        crawl_file(trial.run.path).unlink()
         return hits
 
     def outcome(self, index: int) -> tuple[Trial, Hits]:
